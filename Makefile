@@ -1,0 +1,45 @@
+# Every target sets up what it needs, into .venv, and is quick the second time.
+BIN := .venv/bin
+PACKAGES := flows tasks forge_core storage
+BAR ?=
+
+.PHONY: help setup demo test lint bench prove server clean
+
+help:
+	@echo "make demo    post-train a small model on this machine and show what it learned"
+	@echo "make test    run the tests"
+	@echo "make lint    check format, style and types"
+	@echo "make bench   run the benchmarks"
+	@echo "make prove   show that one promise holds: make prove BAR=2"
+	@echo "make server  start a Prefect server to watch runs in"
+	@echo "make clean   remove .venv, caches and the demo's store"
+
+setup:
+	@deployments/setup
+
+demo: setup
+	@$(BIN)/forgeflow run --preset tiny --store forge-store
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy $(PACKAGES)
+
+bench: setup
+	@set -e; for file in benchmarks/bench_*.py; do \
+		echo "== $$file"; $(BIN)/python "$$file"; \
+	done
+
+prove: setup
+	@test -n "$(BAR)" || { echo "Say which promise: make prove BAR=2" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.prove --bar $(BAR)
+
+server: setup
+	@exec $(BIN)/forgeflow server
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .prefect forge-store *.egg-info
+	find $(PACKAGES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

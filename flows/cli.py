@@ -1,0 +1,110 @@
+"""`forgeflow`: the command line.
+
+    forgeflow run --preset tiny        post-train a model
+    forgeflow show RUN                 what became of it
+
+Input is checked before Prefect or any engine is imported. Exit code 0: done; 2: input refused, with
+at most two lines that say what and how to mend it; 1: otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from flows import machine, reports
+from flows.plan import print_plan
+from flows.preflight import dry_run_plan, preflight
+from flows.terminal import (
+    DEFAULT_STORE,
+    FAILED,
+    Json,
+    Store,
+    Verbose,
+    print_json,
+    refuse,
+    refusing_input,
+    set_up_logging,
+)
+from forge_core.settings import list_presets, load_config
+
+app = typer.Typer(
+    name="forgeflow",
+    help="Post-train language models: generate, score, train, publish.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def run(
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Config that comes with the package.")
+    ] = None,
+    regime: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How generation and training are composed.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="TOML, JSON or YAML over the preset.")
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Name of the run; made up if not given.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over preset and file."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, print the plan, start nothing.")
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Post-train a model as a config says."""
+    set_up_logging(verbose)
+    with refusing_input():
+        if preset is None and config is None:
+            refuse(f"run needs --preset or --config: the presets are {', '.join(list_presets())}")
+        chosen = [f"regime={regime}"] if regime is not None else []
+        resolved = load_config(preset=preset, file=config, overrides=[*chosen, *(overrides or [])])
+        preflight(resolved, store, run_id=run_id)
+    if dry_run:
+        plan = dry_run_plan(resolved, store, run_id=run_id)
+        print_json(plan) if json_output else print_plan(plan)
+        return
+    # Deferred: it brings Prefect, which takes seconds to import.
+    from flows.launch import launch
+
+    raise typer.Exit(
+        launch(resolved, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose)
+    )
+
+
+app.command()(reports.runs)
+app.command()(reports.show)
+app.command()(reports.verify)
+app.command()(reports.episodes)
+app.command()(machine.server)
+app.command()(machine.doctor)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        # An option or argument that does not exist or does not parse.
+        typer.echo(" ".join(error.format_message().split()), err=True)
+        code = error.exit_code
+    except typer.Abort:
+        code = FAILED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

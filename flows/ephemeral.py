@@ -1,0 +1,98 @@
+"""What a run starts beside itself and never leaves behind: a work folder and, without a server, one of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forge_core import guardian
+
+_CLOSE_SECONDS = 5.0
+_HEALTH_SECONDS = 120.0
+
+# Prefect reads these at import.
+_SETTINGS = {
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "DO_NOT_TRACK": "1",
+}
+
+# Services that only schedules and automations need; a server for one run has neither.
+_SERVER_SETTINGS = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+}
+
+
+@contextmanager
+def surroundings() -> Iterator[Path]:
+    """A work folder that becomes TMPDIR, and a Prefect server if `PREFECT_API_URL` names none.
+
+    Both go when the context is left, and within a second when this process is killed. The server listens on
+    127.0.0.1 and keeps its database in the work folder; `wait_for_server` waits until it answers.
+    """
+    workdir = Path(tempfile.mkdtemp(prefix="forgeflow-"))
+    os.environ["TMPDIR"] = str(workdir)
+    tempfile.tempdir = None
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    command: list[str] = []
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ["PREFECT_HOME"] = str(workdir / "prefect")
+        port = _free_port()
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        command = _server_command(port)
+    os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(workdir / "results"))
+    keeper = subprocess.Popen(
+        [sys.executable, "-S", "-E", guardian.__file__, str(workdir), *command],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, **_SERVER_SETTINGS},
+    )
+    try:
+        yield workdir
+    finally:
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        keeper.wait(_CLOSE_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _server_command(port: int) -> list[str]:
+    application = "prefect.server.api.server:create_app"
+    listen = ["--host", "127.0.0.1", "--port", str(port)]
+    options = ["--log-level", "error", "--lifespan", "on"]
+    return [sys.executable, "-m", "uvicorn", "--factory", application, *listen, *options]
+
+
+def wait_for_server() -> None:
+    """Return when the Prefect server answers; RuntimeError naming its address if it does not."""
+    address = os.environ["PREFECT_API_URL"]
+    deadline = time.monotonic() + _HEALTH_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise RuntimeError(f"the Prefect server at {address} did not answer in {_HEALTH_SECONDS:g} s")

@@ -1,0 +1,137 @@
+"""From a checked config to an exit code: surroundings, signals, progress, and the last table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from flows.ephemeral import surroundings, wait_for_server
+from flows.terminal import FAILED
+from forge_core.config import RunConfig
+from storage import layout
+from storage.objects import open_store
+
+_DONE = 0
+
+
+def launch(
+    config: RunConfig, *, store_uri: str, run_id: str | None, json_output: bool, verbose: bool
+) -> int:
+    """Run a config to its end and say what came of it; the exit code: 0 finished, 1 anything else.
+
+    What the run's processes print goes to `output.log` in the run's folder.
+    """
+    store = open_store(store_uri)
+    run_id = run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = store.local_path(layout.run_folder(run_id))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _output_to(folder / "output.log", aside=verbose) as (out, err):
+        console = Console(file=err if json_output else out, highlight=False)
+        with surroundings():
+            console.print(f"run {run_id}: starting; its files lie in {folder}")
+            failure = _run(config, store_uri, run_id, folder, console)
+        if failure is not None:
+            _explain(failure, run_id, folder, console)
+        # Deferred, like all that needs Prefect: it is imported once the server has been started.
+        from flows.results import result_table
+        from storage.summary import run_summary
+
+        if not store.exists(layout.config_key(run_id)):
+            return FAILED
+        summary = run_summary(store, run_id)
+        if json_output:
+            json.dump(summary, out, indent=2, ensure_ascii=False)
+            out.write("\n")
+        elif failure is None:
+            console.print(result_table(summary))
+            console.print(f"checkpoint:  {folder / 'checkpoints' / format(config.steps, '08d')}")
+            console.print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
+            console.print(f"next:        forgeflow show {run_id} --store {store_uri}")
+    return _DONE if failure is None else FAILED
+
+
+def _run(
+    config: RunConfig, store_uri: str, run_id: str, folder: Path, console: Console
+) -> BaseException | None:
+    """What the flow raised, if anything."""
+    # Deferred: Prefect reads its settings from the environment when it is imported.
+    from flows.post_train import post_train
+    from flows.progress import LiveProgress
+    from tasks.run import listening
+    from tasks.tensorboard import TensorBoard
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Cancelling is the way out in which every context is left in order; a second signal kills.
+            loop.add_signal_handler(number, _cancel_or_kill, task)
+        with (
+            LiveProgress(console, config.steps) as progress,
+            TensorBoard(folder / "tensorboard") as board,
+            listening(progress, board),
+        ):
+            await post_train(config, store_uri, run_id)
+
+    try:
+        wait_for_server()
+        asyncio.run(main())
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+        return error
+    return None
+
+
+def _cancel_or_kill(task: asyncio.Task[None]) -> None:
+    if task.cancelling():
+        os.kill(os.getpid(), signal.SIGKILL)
+    task.cancel()
+
+
+def _explain(failure: BaseException, run_id: str, folder: Path, console: Console) -> None:
+    traceback.print_exception(failure)
+    if isinstance(failure, asyncio.CancelledError | KeyboardInterrupt):
+        console.print(f"run {run_id} was cancelled")
+    else:
+        console.print(f"run {run_id} failed: {type(failure).__name__}: {failure}", markup=False)
+    console.print(f"details: {folder / 'output.log'}", markup=False)
+
+
+@contextmanager
+def _output_to(path: Path, *, aside: bool) -> Iterator[tuple[IO[str], IO[str]]]:
+    """Send what this process and its children print to a file; yields the true stdout and stderr.
+
+    With `aside`, errors stay on the true stderr. File descriptors are redirected, not `sys.stdout`: the run's
+    processes inherit those.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with (
+        os.fdopen(os.dup(1), "w") as out,
+        os.fdopen(os.dup(2), "w") as err,
+        path.open("ab", buffering=0) as log,
+    ):
+        os.dup2(log.fileno(), 1)
+        if not aside:
+            os.dup2(log.fileno(), 2)
+        try:
+            yield out, err
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in zip((1, 2), saved, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)

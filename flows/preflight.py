@@ -1,0 +1,166 @@
+"""Checks of a run before anything is started, and the plan of what would be.
+
+Every refusal is one ValueError that names field, value and mend. Nothing here needs torch, an
+engine or Prefect, so that a mistake costs seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flows.model_directory import HUB_PREFIX, ModelDirectory
+from forge_core.config import RunConfig
+from forge_core.environments import Environment, Prompt, load_environment
+from storage import layout
+from storage.objects import check_writable, open_store
+
+_NUM_PROMPTS = 64
+"""Training prompts that are rendered and measured."""
+_RENDER_SECONDS = 0.5
+"""Time after which no further prompt is rendered: some tasks take a second for one."""
+
+
+def preflight(config: RunConfig, store_uri: str, *, run_id: str | None = None) -> None:
+    """Refuse a run that cannot work; whatever the outcome, the store is as it was.
+
+    The cheap checks come first. Raises ValueError.
+    """
+    check_writable(store_uri)
+    if run_id is not None and open_store(store_uri).exists(layout.config_key(run_id)):
+        raise ValueError(
+            f"--run-id {run_id!r} exists in store {store_uri!r}: choose another, or leave it out"
+        )
+    _check_gpus(config)
+    model = _model_directory(config)
+    environment = load_environment(config.environment, config.seed)
+    prompts = _render_prompts(environment)
+    _check_answers(config, prompts)
+    _check_context(config, model, [prompt.text for prompt in prompts])
+
+
+def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None) -> dict[str, Any]:
+    """The resolved config, and which processes a run of it would start on which devices."""
+    generators, trainer = config.generators, config.trainer
+    meshes = {
+        "generators": {
+            "meshes": generators.replicas,
+            "processes_per_mesh": 1,
+            "device": generators.device,
+            "threads_per_process": generators.threads,
+            "runs": "one in-process vLLM engine",
+        },
+        "trainer": {
+            "meshes": 1,
+            "processes_per_mesh": trainer.ranks,
+            "device": trainer.device,
+            "threads_per_process": trainer.threads,
+            "runs": f"one rank of FSDP2 over {'nccl' if trainer.device == 'cuda' else 'gloo'}",
+        },
+        "verifiers": {
+            "meshes": 1,
+            "processes_per_mesh": 1,
+            "device": "cpu",
+            "threads_per_process": 1,
+            "runs": f"the scorer of {config.environment.name}",
+        },
+        "weights": {
+            "meshes": 1,
+            "processes_per_mesh": 1,
+            "device": "cpu",
+            "threads_per_process": 1,
+            "runs": "one TorchStore volume",
+        },
+    }
+    return {
+        "store": open_store(store_uri).uri,
+        "run_id": run_id,
+        "model": config.model.path or f"tiny model, made from seed {config.seed}",
+        "episodes_per_step": config.groups_per_step * config.group_size,
+        "meshes": meshes,
+        "gpus": {"needed": _needed_gpus(config), "present": count_gpus()},
+        "cores": len(os.sched_getaffinity(0)),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs of this machine that this process may use."""
+    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    # As CUDA does: the first index that is out of range hides all that follow.
+    for position, name in enumerate(names):
+        if name.lstrip("-").isdigit() and not 0 <= int(name) < present:
+            return position
+    return min(present, len(names))
+
+
+def _needed_gpus(config: RunConfig) -> int:
+    replicas = config.generators.replicas if config.generators.device == "cuda" else 0
+    return replicas + (config.trainer.ranks if config.trainer.device == "cuda" else 0)
+
+
+def _check_gpus(config: RunConfig) -> None:
+    asked = []
+    if config.generators.device == "cuda":
+        asked.append(f"generators.replicas {config.generators.replicas}")
+    if config.trainer.device == "cuda":
+        asked.append(f"trainer.ranks {config.trainer.ranks}")
+    needed, present = _needed_gpus(config), count_gpus()
+    if needed > present:
+        raise ValueError(
+            f"{' + '.join(asked)} on device cuda ask for {needed} GPUs and there are {present}: "
+            "lower them, or set the device to cpu"
+        )
+
+
+def _model_directory(config: RunConfig) -> ModelDirectory | None:
+    path = config.model.path
+    if path is None or path.startswith(HUB_PREFIX):
+        if path is not None and path.removeprefix(HUB_PREFIX).count("/") != 1:
+            raise ValueError(f"model.path {path!r} is no hub id: write {HUB_PREFIX}owner/name")
+        return None
+    return ModelDirectory.open(path)
+
+
+def _render_prompts(environment: Environment) -> list[Prompt]:
+    deadline = time.monotonic() + _RENDER_SECONDS
+    prompts = [environment.train_prompt(0)]
+    environment.test_prompts(1)
+    while len(prompts) < _NUM_PROMPTS and time.monotonic() < deadline:
+        prompts.append(environment.train_prompt(len(prompts)))
+    return prompts
+
+
+def _check_answers(config: RunConfig, prompts: list[Prompt]) -> None:
+    """Refuse a warm start on answers that the environment has not got."""
+    if config.warm_start.steps and not any(prompt.target for prompt in prompts):
+        raise ValueError(
+            f"warm_start.steps {config.warm_start.steps} trains on reference answers, and "
+            f"environment.name {config.environment.name!r} has none: set it to 0"
+        )
+
+
+def _check_context(config: RunConfig, model: ModelDirectory | None, texts: list[str]) -> None:
+    """Refuse responses that do not fit behind the longest of some prompts, chat template left aside."""
+    if config.model.path is None:
+        field, context = "model.tiny.context_length", config.model.tiny.context_length
+        # One token per printable ASCII character and per byte of any other.
+        num_tokens = max(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    elif model is None or model.context_length is None:
+        return
+    else:
+        field, context = f"the context of model.path {config.model.path!r},", model.context_length
+        num_tokens = model.count_tokens(texts)
+    longest = num_tokens + config.sampling.max_tokens
+    if longest > context:
+        raise ValueError(
+            f"sampling.max_tokens {config.sampling.max_tokens} after a prompt of {num_tokens} tokens "
+            f"makes {longest}, more than {field} {context}: lower it, or shorten the prompt by "
+            "environment.prompt_template"
+        )

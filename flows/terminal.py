@@ -1,0 +1,59 @@
+"""How commands speak: options they share, refusals, JSON documents and tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+REFUSED = 2
+"""Exit code for input that is refused."""
+FAILED = 1
+"""Exit code for whatever else was not done."""
+
+Store = Annotated[str, typer.Option("--store", metavar="URI", help="Where runs are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log more, to the error stream.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run.")]
+
+DEFAULT_STORE = "./forge-store"
+_FILE_WIDTH = 120
+"""Columns of a table that is not printed to a terminal."""
+
+
+def console() -> Console:
+    """The console for people: tables as wide as the terminal, or wide enough in a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def print_json(document: Any) -> None:
+    """Print the one document of a command with `--json`."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log to the error stream: warnings only, unless more is asked for."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Say why input is refused, in at most two lines on the error stream, and exit."""
+    for line in sentence.strip().splitlines()[:2]:
+        typer.echo(line, err=True)
+    raise typer.Exit(REFUSED)
+
+
+@contextmanager
+def refusing_input() -> Iterator[None]:
+    """Turn a ValueError, which is the user's to mend, into a refusal."""
+    try:
+        yield
+    except ValueError as error:
+        refuse(str(error))

@@ -1,0 +1,190 @@
+"""What actors are asked and what they answer: small, immutable, safe to repeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forge_core.environments.base import Prompt
+from forge_core.timeline import Interval
+from forge_core.weights.manifest import Manifest
+from storage.records import FileRef, PartRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnPrompt:
+    """A prompt and the ids of what will come of it."""
+
+    draw: int
+    """Ordinal of the draw in the run; in an evaluation, of the prompt in the evaluation."""
+    group_id: str
+    """Id of its group."""
+    prompt: Prompt
+    """The prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """Sample every prompt `num_samples` times and store the episodes as one part."""
+
+    run_id: str
+    """The run."""
+    key_prefix: str
+    """Where the part goes; the digest of its bytes is added."""
+    prompts: tuple[DrawnPrompt, ...]
+    """What this replica is to sample, in order."""
+    num_samples: int
+    """Samples per prompt."""
+    policy_version: int
+    """Version that the engine must hold; another is an error."""
+    num_greedy: int = 0
+    """How many of a prompt's samples, the last ones, are greedy."""
+    attempt: int = 1
+    """Attempt at this request, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateReply:
+    """A stored part of episodes that are not scored yet."""
+
+    part: PartRef | None
+    """The part; None if every prompt was too long."""
+    group_ids: tuple[str, ...]
+    """Groups in the part."""
+    too_long: tuple[str, ...]
+    """Groups whose prompt leaves no room for a response; not sampled."""
+    policy_version_min: int
+    """Oldest version of any token."""
+    policy_version_max: int
+    """Newest version of any token."""
+    prompt_tokens: int
+    """Prompt tokens, summed over episodes."""
+    response_tokens: int
+    """Response tokens, summed over episodes."""
+    seconds: float
+    """Time in the engine."""
+    intervals: tuple[Interval, ...]
+    """The replica's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """Score the episodes of a part and commit them, or, for an evaluation, store them."""
+
+    run_id: str
+    """The run."""
+    part: PartRef
+    """Unscored episodes."""
+    commit: str | None = None
+    """Name of the commit; None stores an evaluation under `key_prefix` instead."""
+    key_prefix: str = ""
+    """Where an evaluation's part goes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReply:
+    """What the scores came to."""
+
+    commit: str | None
+    """Key of the commit record."""
+    part: PartRef
+    """The scored episodes."""
+    group_ids: tuple[str, ...]
+    """Groups in the part."""
+    num_episodes: int
+    """Episodes scored."""
+    reward_by_sample: tuple[float, ...]
+    """Sum of rewards at each sample index, over groups."""
+    intervals: tuple[Interval, ...]
+    """The verifier's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """Train one step on whole groups of committed episodes."""
+
+    run_id: str
+    """The run."""
+    step: int
+    """Number of the step, from 1; the trainer must have completed the one before, or this one already."""
+    commits: tuple[str, ...]
+    """Keys of the commit records that hold the groups."""
+    group_ids: tuple[str, ...]
+    """The batch, in order; empty trains on nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReply:
+    """What a step did."""
+
+    step: int
+    """The step."""
+    weights_digest: str
+    """Digest of the weights after it."""
+    optimizer_updates: int
+    """Optimizer updates it made."""
+    age_max: int
+    """Largest age of a group."""
+    age_mean: float
+    """Mean age over groups."""
+    metrics: dict[str, float]
+    """Step metrics."""
+    seconds: float
+    """Time in the trainer."""
+    intervals: tuple[Interval, ...]
+    """Rank 0's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartReply:
+    """What supervised training did."""
+
+    steps: int
+    """Optimizer steps."""
+    loss: float | None
+    """Mean loss of the last step, in nats per token; None without steps."""
+    weights_digest: str
+    """Digest of the weights after it."""
+    seconds: float
+    """Time in the trainer."""
+    intervals: tuple[Interval, ...]
+    """Rank 0's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReply:
+    """The trainer's half of a publish: weights are in TorchStore."""
+
+    manifest: Manifest
+    """What was put."""
+    probe_logprobs: tuple[tuple[float, ...], ...]
+    """Per probe sequence: the trainer's logprob of every token but the first, at temperature 1."""
+    probe_entropy: float
+    """Mean entropy over the probe's tokens, in nats."""
+    intervals: tuple[Interval, ...]
+    """Rank 0's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReply:
+    """A generator's half of a publish: it serves the version."""
+
+    digest: str
+    """Digest of the bytes it received."""
+    probe_logprobs: tuple[tuple[float, ...], ...]
+    """Per probe sequence: the engine's logprob of every token but the first, at temperature 1."""
+    intervals: tuple[Interval, ...]
+    """The replica's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointReply:
+    """A written checkpoint."""
+
+    key: str
+    """Folder in the store."""
+    weights_digest: str
+    """Digest of the weights in it."""
+    files: tuple[FileRef, ...] = field(default_factory=tuple)
+    """Its files."""
+    intervals: tuple[Interval, ...] = ()
+    """Rank 0's time since it last told."""

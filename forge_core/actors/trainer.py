@@ -1,0 +1,264 @@
+"""The trainer: one process per rank, the model sharded by FSDP2.
+
+Every endpoint that trains or gathers is called on all ranks at once; what it returns is the same on each but
+for the intervals, of which rank 0's count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monarch.actor import Actor, current_rank, endpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from forge_core.actors.messages import (
+    CheckpointReply,
+    PublishReply,
+    TrainReply,
+    TrainRequest,
+    WarmStartReply,
+)
+from forge_core.algorithms import warm_start
+from forge_core.algorithms.batch import Sequence, collate, token_logprobs
+from forge_core.algorithms.step import Learner, load_batch
+from forge_core.config import RunConfig
+from forge_core.environments import load_environment
+from forge_core.timeline import Interval, Timeline
+from forge_core.weights import packing, store
+from forge_core.weights.manifest import Manifest
+from storage.objects import open_store
+
+
+class Trainer(Actor):
+    """Trains the policy on stored episodes and publishes its weights."""
+
+    def __init__(
+        self, config: RunConfig, store_uri: str, rendezvous: str, spawned_at: float
+    ) -> None:
+        store.install()
+        torch.set_num_threads(config.trainer.threads)
+        self._config = config
+        self._store = open_store(store_uri)
+        self._rank = int(current_rank().rank)
+        self._rendezvous = rendezvous
+        self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
+        self._device = torch.device("cpu")
+        self._model: torch.nn.Module
+        self._tokenizer: Any
+        self._learner: Learner
+        self._step = 0
+        self._last_reply: TrainReply | None = None
+        self._warm_started: WarmStartReply | None = None
+        self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
+        self._published: Manifest | None = None
+
+    @endpoint
+    async def build_model(self, directory: str) -> None:
+        """Make the tiny model in `directory`; only rank 0 writes."""
+        if self._rank == 0:
+            from forge_core.model import build_tiny_model
+
+            with self._timeline.during("startup"):
+                build_tiny_model(self._config.model.tiny, self._config.seed, Path(directory))
+
+    @endpoint
+    async def load(self, model_dir: str) -> None:
+        """Join the process group, load a Hugging Face directory and shard it."""
+        # Deferred, as in the other endpoints: the controller imports this module too, and not transformers.
+        from transformers import AutoTokenizer
+
+        from forge_core.model import load_causal_lm
+
+        with self._timeline.during("startup"):
+            self._join()
+            torch.manual_seed(self._config.seed)
+            model = load_causal_lm(model_dir)
+            self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+            self._model = self._shard(model)
+            self._model_dir = model_dir
+            self._learner = Learner(
+                self._model, self._config, self._device, self._pad_id(), self._rank
+            )
+
+    def _join(self) -> None:
+        on_gpu = self._config.trainer.device == "cuda"
+        if on_gpu:
+            self._device = torch.device("cuda", 0)  # each rank sees only its own GPU
+            torch.cuda.set_device(self._device)
+        else:
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            # By file: a TCP store would listen on every address of the machine.
+            init_method=f"file://{self._rendezvous}",
+            rank=self._rank,
+            world_size=self._config.trainer.ranks,
+            device_id=self._device if on_gpu else None,
+        )
+
+    def _shard(self, model: torch.nn.Module) -> torch.nn.Module:
+        mesh = init_device_mesh(self._device.type, (self._config.trainer.ranks,))
+        policy = (
+            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            if self._config.model.dtype == "bfloat16"
+            else MixedPrecisionPolicy()
+        )
+        model.to(self._device)
+        blocks = set(getattr(model, "_no_split_modules", None) or ())
+        for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        model.train()
+        return model
+
+    def _pad_id(self) -> int:
+        pad = self._tokenizer.pad_token_id
+        return int(pad if pad is not None else self._tokenizer.eos_token_id)
+
+    @endpoint
+    async def warm_start(self) -> WarmStartReply:
+        """Supervised training on reference answers, as the config says; it makes version 0. Asked again, it only answers."""
+        if self._warm_started:
+            return dataclasses.replace(
+                self._warm_started, intervals=tuple(self._timeline.drain())
+            )
+        with self._timeline.during("warm_start"):
+            started = time.monotonic()
+            environment = load_environment(self._config.environment, self._config.seed)
+            loss = None
+            for step in range(self._config.warm_start.steps):
+                sequences = warm_start.sequences(
+                    environment, self._tokenizer, step, self._config.warm_start.batch_size
+                )
+                loss = self._learner.supervised_step(step, sequences)
+            self._learner.begin_post_training()
+            digest = self._gather(policy_version=0).digest
+        self._warm_started = WarmStartReply(
+            steps=self._config.warm_start.steps,
+            loss=loss,
+            weights_digest=digest,
+            seconds=time.monotonic() - started,
+            intervals=tuple(self._timeline.drain()),
+        )
+        return self._warm_started
+
+    @endpoint
+    async def train(self, request: TrainRequest) -> TrainReply:
+        """Train one step. Asked for the step it has just completed, it answers again without training twice.
+
+        Raises ValueError for any other step than the next, and RuntimeError if a loss or gradient is not finite.
+        """
+        if self._last_reply and request.step == self._step:
+            return dataclasses.replace(self._last_reply, intervals=tuple(self._timeline.drain()))
+        if request.step != self._step + 1:
+            raise ValueError(f"step {request.step} does not follow step {self._step}")
+        with self._timeline.during("train"):
+            started = time.monotonic()
+            batch = load_batch(self._store, request, self._config.algorithm)
+            outcome = self._learner.train_step(request.step, batch.sequences)
+            self._step = request.step
+            digest = self._gather(policy_version=request.step).digest
+        self._last_reply = TrainReply(
+            step=request.step,
+            weights_digest=digest,
+            optimizer_updates=outcome.optimizer_updates,
+            age_max=batch.age_max,
+            age_mean=batch.age_mean,
+            metrics={**batch.metrics, **outcome.metrics},
+            seconds=time.monotonic() - started,
+            intervals=tuple(self._timeline.drain()),
+        )
+        return self._last_reply
+
+    def _gather(self, policy_version: int) -> Manifest:
+        """Assemble the full weights on every rank and lay them out; kept until the next step."""
+        full: dict[int, torch.Tensor] = {}
+        named = []
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            # Tied parameters are one object under two names: gather it once, so that it stays one.
+            if id(tensor) not in full:
+                gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                full[id(tensor)] = gathered.detach().to("cpu")
+            named.append((name, full[id(tensor)]))
+        manifest, buckets = packing.pack(named, policy_version)
+        self._weights = (manifest, buckets)
+        return manifest
+
+    @endpoint
+    async def publish(self, probe: tuple[tuple[int, ...], ...]) -> PublishReply:
+        """Put the current weights in TorchStore, forget the version before, and score the probe."""
+        assert self._weights is not None, "publish follows warm_start or train"
+        timeout = self._config.timeouts.call_seconds
+        with self._timeline.during("weights"):
+            manifest, buckets = self._weights
+            if self._rank == 0:
+                await store.put_version(manifest, buckets, timeout_seconds=timeout)
+                if self._published and self._published.policy_version != manifest.policy_version:
+                    await store.delete_version(self._published, timeout_seconds=timeout)
+                self._published = manifest
+            logprobs, entropy = self._score(probe)
+        return PublishReply(
+            manifest=manifest,
+            probe_logprobs=logprobs,
+            probe_entropy=entropy,
+            intervals=tuple(self._timeline.drain()),
+        )
+
+    @torch.no_grad()
+    def _score(
+        self, token_ids: tuple[tuple[int, ...], ...]
+    ) -> tuple[tuple[tuple[float, ...], ...], float]:
+        sequences = [
+            Sequence(token_ids=list(ids), num_prompt_tokens=1, mask=[True] * (len(ids) - 1))
+            for ids in token_ids
+        ]
+        batch = collate(sequences, self._pad_id(), self._device)
+        scored = token_logprobs(self._model, batch, temperature=1.0)
+        logprobs = tuple(
+            tuple(row[: len(ids) - 1].tolist())
+            for row, ids in zip(scored.logprobs_BT, token_ids, strict=True)
+        )
+        entropy = scored.entropy_BT[batch.mask_BT].mean()
+        return logprobs, float(entropy)
+
+    @endpoint
+    async def encode_probe(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """Held-out prompts with their answers as token ids, at least `num_tokens` predicted tokens in all."""
+        with self._timeline.during("startup"):
+            environment = load_environment(self._config.environment, self._config.seed)
+            return warm_start.probe(environment, self._tokenizer, num_tokens)
+
+    @endpoint
+    async def write_checkpoint(self, key: str) -> CheckpointReply:
+        """Store weights in Hugging Face layout, with optimizer and random state beside them."""
+        from forge_core.checkpoint import write_checkpoint
+
+        assert self._weights is not None, "a checkpoint follows warm_start or train"
+        with self._timeline.during("checkpoint"):
+            manifest, buckets = self._weights
+            state = self._learner.full_state()
+            files = ()
+            if self._rank == 0:
+                tensors = packing.unpack(manifest, buckets)
+                files = write_checkpoint(
+                    self._store, key, self._model, self._tokenizer, tensors, state
+                )
+            dist.barrier()
+        return CheckpointReply(
+            key=key,
+            weights_digest=manifest.digest,
+            files=tuple(files),
+            intervals=tuple(self._timeline.drain()),
+        )
+
+    @endpoint
+    async def intervals(self) -> tuple[Interval, ...]:
+        """The rank's time since it last told."""
+        return tuple(self._timeline.drain())

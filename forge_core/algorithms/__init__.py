@@ -1,0 +1,1 @@
+"""Algorithms: what a researcher reads and changes; no infrastructure here."""

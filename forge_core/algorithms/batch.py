@@ -1,0 +1,129 @@
+"""Sequences as tensors, shared among ranks, and their logprobs.
+
+Shapes: B sequences, L tokens (padded on the right), T = L - 1 predicted positions.
+
+Padding lies to the right of every token that counts, so a causal model needs no attention mask and positions
+start at 0, as they did when vLLM generated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """One prompt and response, ready to train on."""
+
+    token_ids: list[int]
+    """Prompt and response."""
+    num_prompt_tokens: int
+    """How many of them are prompt."""
+    mask: list[bool]
+    """Per response token: does it count?"""
+    sampled_logprobs: list[float] = field(default_factory=list)
+    """Per response token; empty in supervised training."""
+    advantage: float = 0.0
+    """One per sequence; unused in supervised training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Tensors of one forward and backward pass."""
+
+    token_ids_BL: torch.Tensor
+    """Right-padded token ids."""
+    mask_BT: torch.Tensor
+    """True where the predicted token counts."""
+    sampled_logprobs_BT: torch.Tensor
+    """Recorded logprobs, 0 elsewhere."""
+    advantages_B: torch.Tensor
+    """Per sequence."""
+    first_position: int
+    """No position before this one (of T) counts, for any sequence."""
+
+
+def share(sequences: list[Sequence], rank: int, ranks: int) -> list[Sequence]:
+    """Every `ranks`-th sequence, longest first, so that ranks get about the same work."""
+    order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i].token_ids), i))
+    return [sequences[i] for i in order[rank::ranks]]
+
+
+def split(sequences: list[Sequence], max_tokens: int, pieces: int | None = None) -> list[list[Sequence]]:
+    """Runs of sequences whose padded size stays within `max_tokens` (one sequence may exceed it alone).
+
+    With `pieces`, exactly so many runs: empty ones are appended, for ranks that must take part in the others'
+    collectives with nothing of their own.
+    """
+    runs: list[list[Sequence]] = []
+    longest = 0
+    for sequence in sequences:
+        longest = max(longest, len(sequence.token_ids))
+        if not runs or (len(runs[-1]) + 1) * longest > max_tokens:
+            runs.append([])
+            longest = len(sequence.token_ids)
+        runs[-1].append(sequence)
+    if pieces is not None:
+        if len(runs) > pieces:
+            raise ValueError(f"{len(runs)} runs do not fit in {pieces} pieces")
+        runs += [[] for _ in range(pieces - len(runs))]
+    return runs
+
+
+def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> MicroBatch:
+    """Pad sequences into tensors; none at all makes one sequence of padding in which nothing counts."""
+    if not sequences:
+        sequences = [Sequence(token_ids=[pad_id, pad_id], num_prompt_tokens=1, mask=[False])]
+    rows, length = len(sequences), max(len(s.token_ids) for s in sequences)
+    token_ids_BL = torch.full((rows, length), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros(rows, length - 1, dtype=torch.bool)
+    sampled_BT = torch.zeros(rows, length - 1, dtype=torch.float32)
+    for row, sequence in enumerate(sequences):
+        # The token at position p is predicted from position p - 1: hence the shift by one.
+        start = sequence.num_prompt_tokens - 1
+        end = len(sequence.token_ids) - 1
+        token_ids_BL[row, : end + 1] = torch.tensor(sequence.token_ids)
+        mask_BT[row, start:end] = torch.tensor(sequence.mask)
+        if sequence.sampled_logprobs:
+            sampled_BT[row, start:end] = torch.tensor(sequence.sampled_logprobs)
+    return MicroBatch(
+        token_ids_BL=token_ids_BL.to(device),
+        mask_BT=mask_BT.to(device),
+        sampled_logprobs_BT=sampled_BT.to(device),
+        advantages_B=torch.tensor([s.advantage for s in sequences], dtype=torch.float32).to(device),
+        first_position=min(s.num_prompt_tokens for s in sequences) - 1,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """What a forward pass says of the tokens of a micro-batch."""
+
+    logprobs_BT: torch.Tensor
+    """Logprob of each predicted token; 0 before `first_position`."""
+    entropy_BT: torch.Tensor
+    """Entropy of each prediction, in nats, without gradient; 0 before `first_position`."""
+
+
+def token_logprobs(
+    model: torch.nn.Module, batch: MicroBatch, *, temperature: float
+) -> TokenLogprobs:
+    """Logprobs in float32 under softmax(logits / temperature), for positions from `first_position` on."""
+    kept = torch.arange(
+        batch.first_position, batch.token_ids_BL.shape[1] - 1, device=batch.token_ids_BL.device
+    )
+    logits_BTV = model(
+        input_ids=batch.token_ids_BL, use_cache=False, logits_to_keep=kept
+    ).logits.float()
+    all_logprobs_BTV = torch.log_softmax(logits_BTV / temperature, dim=-1)
+    targets_BT = batch.token_ids_BL[:, batch.first_position + 1 :]
+    logprobs_BT = all_logprobs_BTV.gather(-1, targets_BT[..., None]).squeeze(-1)
+    with torch.no_grad():
+        entropy_BT = -(all_logprobs_BTV.exp() * all_logprobs_BTV).sum(-1)
+    before = (batch.first_position, 0)
+    return TokenLogprobs(
+        logprobs_BT=torch.nn.functional.pad(logprobs_BT, before),
+        entropy_BT=torch.nn.functional.pad(entropy_BT, before),
+    )

@@ -1,0 +1,278 @@
+"""One optimizer's view of training: a supervised step, a post-training step, and their data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from forge_core.actors.messages import TrainRequest
+from forge_core.algorithms.batch import Sequence, collate, share, split, token_logprobs
+from forge_core.algorithms.grpo import group_advantages, grpo_loss
+from forge_core.config import AlgorithmConfig, RunConfig
+from storage.objects import ObjectStore
+from storage.parts import read_committed
+from storage.records import Commit, read_record
+
+_COLUMNS = [
+    "group_id",
+    "sample",
+    "prompt_token_ids",
+    "response_token_ids",
+    "logprobs",
+    "mask",
+    "token_policy_versions",
+    "reward",
+    "finish_reason",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A step's episodes in the order of its groups."""
+
+    sequences: list[Sequence]
+    """With advantages."""
+    age_max: int
+    """Largest age of a group, in versions; 0 for an empty batch."""
+    age_mean: float
+    """Mean age over groups."""
+    metrics: dict[str, float]
+    """What the episodes say without a model."""
+
+
+def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmConfig) -> Batch:
+    """Read the groups of a request from their commits.
+
+    Raises ValueError if a group is missing or has another number of samples than the first.
+    """
+    commits = [read_record(store, key, Commit) for key in request.commits]
+    rows = read_committed(
+        store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
+    ).to_pylist()
+    by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
+    for row in rows:
+        by_group[row["group_id"]].append(row)
+    groups = [sorted(by_group[group_id], key=lambda row: row["sample"]) for group_id in by_group]
+    sizes = {len(group) for group in groups}
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"step {request.step}: its groups have {sorted(sizes)} samples")
+    if not groups:
+        return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
+    rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
+    advantages_NG = group_advantages(rewards_NG, scale=algorithm.scale_advantages)
+    sequences = [
+        Sequence(
+            token_ids=row["prompt_token_ids"] + row["response_token_ids"],
+            num_prompt_tokens=len(row["prompt_token_ids"]),
+            mask=row["mask"],
+            sampled_logprobs=row["logprobs"],
+            advantage=float(advantages_NG[n, g]),
+        )
+        for n, group in enumerate(groups)
+        for g, row in enumerate(group)
+    ]
+    ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
+    return Batch(
+        sequences=sequences,
+        age_max=max(ages),
+        age_mean=sum(ages) / len(ages),
+        metrics=_episode_metrics(groups, rewards_NG),
+    )
+
+
+def _oldest(row: dict[str, Any]) -> int:
+    versions = zip(row["token_policy_versions"], row["mask"], strict=True)
+    return min(version for version, is_ours in versions if is_ours)
+
+
+def _episode_metrics(
+    groups: list[list[dict[str, Any]]], rewards_NG: torch.Tensor
+) -> dict[str, float]:
+    rows = [row for group in groups for row in group]
+    lengths = [len(row["response_token_ids"]) for row in rows]
+    truncated = sum(row["finish_reason"] == "length" for row in rows)
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": truncated / len(rows),
+        "trained_reward": float(rewards_NG.mean()),
+        "trained_reward_std": float(rewards_NG.std(dim=1).mean()),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a post-training step did."""
+
+    optimizer_updates: int
+    """Optimizer updates made."""
+    metrics: dict[str, float]
+    """Means over the step's tokens, and norms."""
+
+
+class Learner:
+    """A sharded model with its optimizer. All methods are collective: every rank calls them alike."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: RunConfig,
+        device: torch.device,
+        pad_id: int,
+        rank: int,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._device = device
+        self._pad_id = pad_id
+        self._rank = rank
+        self._ranks = config.trainer.ranks
+        self._optimizer = self._new_optimizer(config.warm_start.learning_rate)
+
+    def _new_optimizer(self, learning_rate: float) -> torch.optim.AdamW:
+        settings = self._config.optimizer
+        return torch.optim.AdamW(
+            self._model.parameters(),
+            lr=learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+
+    def begin_post_training(self) -> None:
+        """Forget the supervised optimizer's moments: they are of another objective."""
+        self._optimizer = self._new_optimizer(self._config.optimizer.learning_rate)
+
+    def supervised_step(self, step: int, sequences: list[Sequence]) -> float:
+        """One update towards the masked tokens; the loss before it, in nats per token."""
+        settings = self._config.warm_start
+        warmup = max(1, settings.steps // 10)
+        self._set_learning_rate(settings.learning_rate * min(1.0, (step + 1) / warmup))
+        num_tokens = _count(sequences)
+        total = 0.0
+        for batch in self._micro_batches(sequences):
+            scored = token_logprobs(self._model, batch, temperature=1.0)
+            loss = -(scored.logprobs_BT * batch.mask_BT).sum() / num_tokens
+            (loss * self._ranks).backward()
+            total += float(loss.detach())
+        self._update()
+        return self._sum_over_ranks([total])[0]
+
+    def train_step(self, step: int, sequences: list[Sequence]) -> Outcome:
+        """All epochs and minibatches of a step (from 1) on a batch; an empty batch changes nothing."""
+        if not sequences:
+            return Outcome(optimizer_updates=0, metrics={})
+        algorithm = self._config.algorithm
+        learning_rate = self._learning_rate(step)
+        self._set_learning_rate(learning_rate)
+        sums: dict[str, float] = {}
+        updates, gradient_norms = 0, []
+        for epoch in range(algorithm.epochs):
+            for index in range(algorithm.minibatches):
+                minibatch = sequences[index :: algorithm.minibatches]
+                if not minibatch:
+                    continue
+                is_on_policy = epoch == 0 and index == 0
+                self._accumulate(minibatch, sums, is_on_policy=is_on_policy)
+                gradient_norms.append(self._update())
+                updates += 1
+        metrics = self._reduce(sums, num_tokens=_count(sequences) * algorithm.epochs)
+        metrics["grad_norm"] = max(gradient_norms)
+        metrics["learning_rate"] = learning_rate
+        return Outcome(optimizer_updates=updates, metrics=metrics)
+
+    def _accumulate(
+        self, minibatch: list[Sequence], sums: dict[str, float], *, is_on_policy: bool
+    ) -> None:
+        num_tokens = _count(minibatch)
+        for batch in self._micro_batches(minibatch):
+            scored = token_logprobs(
+                self._model, batch, temperature=self._config.sampling.temperature
+            )
+            share_of_loss = grpo_loss(
+                scored.logprobs_BT,
+                batch.sampled_logprobs_BT,
+                batch.advantages_B,
+                batch.mask_BT,
+                num_tokens=num_tokens,
+                config=self._config.algorithm,
+            )
+            # FSDP averages gradients over ranks; shares of one sum have to be added.
+            (share_of_loss.loss * self._ranks).backward()
+            entropy = float((scored.entropy_BT * batch.mask_BT).sum())
+            loss = float(share_of_loss.loss.detach()) * num_tokens
+            for name, value in {**share_of_loss.metrics, "entropy": entropy, "loss": loss}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if is_on_policy:
+                gap_BT = (scored.logprobs_BT - batch.sampled_logprobs_BT).abs() * batch.mask_BT
+                name = "max:sampling/sampling_logp_difference/max"
+                sums[name] = max(sums.get(name, 0.0), float(gap_BT.max().detach()))
+
+    def _micro_batches(self, sequences: list[Sequence]) -> Iterable[Any]:
+        limit = self._config.trainer.micro_batch_tokens
+        shares = [share(sequences, rank, self._ranks) for rank in range(self._ranks)]
+        pieces = max(len(split(s, limit)) for s in shares)
+        for run in split(shares[self._rank], limit, pieces):
+            yield collate(run, self._pad_id, self._device)
+
+    def _update(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._model.parameters(), self._config.optimizer.max_gradient_norm
+        )
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not torch.isfinite(norm):
+            self._optimizer.zero_grad()
+            raise RuntimeError(f"the gradient's norm is {float(norm)}; nothing was updated")
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def _learning_rate(self, step: int) -> float:
+        settings = self._config.optimizer
+        rising = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+        progress = (step - 1) / max(1, self._config.steps - 1)
+        falling = 1.0 - (1.0 - settings.final_learning_rate_fraction) * progress
+        return settings.learning_rate * rising * falling
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def _sum_over_ranks(self, values: list[float], op: Any = dist.ReduceOp.SUM) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(tensor, op=op)
+        return [float(value) for value in tensor]
+
+    def _reduce(self, sums: dict[str, float], num_tokens: int) -> dict[str, float]:
+        names = sorted(name for name in sums if not name.startswith("max:"))
+        maxima = sorted(name for name in sums if name.startswith("max:"))
+        means = self._sum_over_ranks([sums[name] for name in names])
+        tops = self._sum_over_ranks([sums[name] for name in maxima], dist.ReduceOp.MAX)
+        return {
+            **{name: value / num_tokens for name, value in zip(names, means, strict=True)},
+            **{name.removeprefix("max:"): v for name, v in zip(maxima, tops, strict=True)},
+        }
+
+    def full_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The optimizer's state, gathered: CPU tensors by `parameter/entry`, and the plain rest.
+
+        Empty before the optimizer's first step.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self._model.named_parameters():
+            for entry, value in self._optimizer.state.get(parameter, {}).items():
+                full = value.full_tensor() if hasattr(value, "full_tensor") else value
+                tensors[f"{name}/{entry}"] = full.detach().cpu().contiguous()
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self._optimizer.param_groups
+        ]
+        return tensors, {"param_groups": groups}
+
+
+def _count(sequences: list[Sequence]) -> int:
+    return max(1, sum(sum(sequence.mask) for sequence in sequences))

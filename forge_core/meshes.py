@@ -1,0 +1,284 @@
+"""The meshes of a run: opened once, used by every stage, stopped with the run.
+
+```
+controller (the flow's process)
+ ├─ generator-0 … generator-(R-1)   one process, one vLLM engine each
+ ├─ trainer                          one process per FSDP2 rank
+ ├─ verifier                         one process
+ └─ weights                          TorchStore's volume
+```
+
+Processes are children of the controller and die with it, also when it is killed. Every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_core.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+# Read by Monarch once, before its first call: how soon dead, frozen and lost processes are noticed.
+_MONARCH_ENVIRONMENT = {
+    "HYPERACTOR_MESH_SUPERVISION_POLL_FREQUENCY": "500ms",
+    "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "10s",
+    "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "10s",
+    # TorchStore would set it, and say so on stdout.
+    "HYPERACTOR_CODEC_MAX_FRAME_LENGTH": "910737418240",
+}
+
+# What every process of a mesh runs with. Waiting threads sleep: a spinning neighbour slows a two-thread
+# step many times over.
+_PROCESS_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # vLLM compiles a few small functions even in eager mode: seconds at every start, for nothing measurable on CPU.
+    "TORCHDYNAMO_DISABLE": "1",
+    "DO_NOT_TRACK": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore",
+    # glog's warnings on the machine's memory layout are of no use to a reader.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+_KILL_TIMEOUT_SECONDS = 10.0
+_FORGET_TIMEOUT_SECONDS = 1.0
+
+
+def mesh_names(config: RunConfig) -> tuple[str, ...]:
+    """Names of the meshes that log intervals."""
+    return (*(f"generator-{i}" for i in range(config.generators.replicas)), "trainer", "verifier")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Which GPUs each mesh's processes see; nothing on CPU."""
+
+    generators: tuple[tuple[int, ...], ...]
+    """Per replica."""
+    trainer: tuple[int, ...]
+    """One per rank."""
+
+
+def place(config: RunConfig) -> Placement:
+    """Disjoint GPUs, the trainer's first."""
+    next_gpu = 0
+    trainer: tuple[int, ...] = ()
+    if config.trainer.device == "cuda":
+        trainer = tuple(range(config.trainer.ranks))
+        next_gpu = config.trainer.ranks
+    generators: list[tuple[int, ...]] = []
+    for _ in range(config.generators.replicas):
+        if config.generators.device == "cuda":
+            generators.append((next_gpu,))
+            next_gpu += 1
+        else:
+            generators.append(())
+    return Placement(generators=tuple(generators), trainer=trainer)
+
+
+class MeshCall(RuntimeError):
+    """A call to a mesh that failed for a reason of the infrastructure: dead process, or no answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Actors of one kind on processes of their own."""
+
+    name: str
+    """Name in logs."""
+    actors: Any
+    """Monarch actor mesh."""
+
+    async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
+        """Call an endpoint on every actor; answers in rank order.
+
+        Raises what the endpoint raised (the error of the first rank that failed), or MeshCall if an actor is dead
+        or does not answer in time.
+        """
+        from monarch.actor import ActorError
+
+        try:
+            answers = await asyncio.wait_for(
+                getattr(self.actors, endpoint).call(*args), timeout_seconds
+            )
+        except ActorError as error:
+            cause = error.exception
+            cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
+            raise cause from None
+        except TimeoutError:
+            raise MeshCall(
+                f"mesh {self.name} did not answer {endpoint} within {timeout_seconds:g} s"
+            ) from None
+        except RuntimeError as error:  # Monarch's SupervisionError is not exported
+            raise MeshCall(
+                f"mesh {self.name} failed during {endpoint}: {_first_line(error)}"
+            ) from error
+        return list(answers.values())
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meshes:
+    """All meshes of a run."""
+
+    generators: tuple[Mesh, ...]
+    """One per replica."""
+    trainer: Mesh
+    """All ranks."""
+    verifier: Mesh
+    """The verifier."""
+
+
+@asynccontextmanager
+async def open_meshes(
+    config: RunConfig, store_uri: str, workdir: Path, started_at: float
+) -> AsyncIterator[Meshes]:
+    """Spawn every mesh and its actors; stop them within the config's grace on leaving, whatever happened.
+
+    `workdir` is a local folder for rendezvous files; who gave it removes it. The meshes' clocks begin at `started_at`
+    (Unix seconds), so that what precedes their first work counts as their startup. Monarch and torch are imported
+    here, not with this module.
+    """
+    os.environ.update(_MONARCH_ENVIRONMENT)
+    import monarch.actor
+
+    from forge_core.actors.generator import Generator
+    from forge_core.actors.trainer import Trainer
+    from forge_core.actors.verifier import Verifier
+    from forge_core.weights import store as weight_store
+
+    # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
+    monarch.actor.unhandled_fault_hook = _log_fault
+    placement = place(config)
+    startup = config.timeouts.startup_seconds
+    owned = _Processes(config.shutdown.grace_seconds, startup)
+    try:
+
+        async def spawn(name: str, actor: Any, *args: Any, environment: Any, procs: int = 1) -> Mesh:
+            processes = await owned.start(name, procs, environment)
+            return Mesh(name, processes.spawn(name, actor, *args, started_at))
+
+        base = (config, store_uri)
+        generators, trainer, verifier = await asyncio.gather(
+            asyncio.gather(
+                *(
+                    spawn(f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus))
+                    for i, gpus in enumerate(placement.generators)
+                )
+            ),
+            spawn(
+                "trainer",
+                Trainer,
+                *base,
+                str(workdir / "trainer-rendezvous"),
+                environment=_trainer(config, placement.trainer),
+                procs=config.trainer.ranks,
+            ),
+            spawn("verifier", Verifier, *base, environment=_cpu(1)),
+        )
+        volume = await owned.start("weights", 1, _cpu(1))
+        await weight_store.start(volume, timeout_seconds=startup)
+        yield Meshes(generators=tuple(generators), trainer=trainer, verifier=verifier)
+    finally:
+        await weight_store.forget(timeout_seconds=_FORGET_TIMEOUT_SECONDS)
+        await owned.stop()
+
+
+def _log_fault(failure: Any) -> None:
+    logger.warning("mesh %s: %s", failure.mesh_name, " ".join(failure.report().split())[:300])
+
+
+def _cpu(threads: int, gpu: int | None = None) -> dict[str, str]:
+    return {
+        **_PROCESS_ENVIRONMENT,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "" if gpu is None else _visible_gpu(gpu),
+    }
+
+
+def _visible_gpu(index: int) -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
+
+
+def _generator(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
+    return lambda _rank: _cpu(config.generators.threads, gpus[0] if gpus else None)
+
+
+def _trainer(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
+    return lambda rank: _cpu(config.trainer.threads, gpus[rank] if gpus else None)
+
+
+class _Processes:
+    """The process meshes of one run: started one by one, stopped all at once."""
+
+    def __init__(self, grace_seconds: float, startup_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self._startup_seconds = startup_seconds
+        self._meshes: dict[str, Any] = {}
+        self._pids: dict[str, list[int]] = {}
+
+    async def start(
+        self, name: str, procs: int, environment: dict[str, str] | Callable[[int], dict[str, str]]
+    ) -> Any:
+        """Spawn a mesh and wait until each of its processes has told its pid."""
+        from monarch.actor import default_bootstrap_cmd, this_host
+
+        from forge_core.actors.process import ProcessInfo
+
+        command = default_bootstrap_cmd()
+
+        def bootstrap(point: Any) -> Any:
+            own = environment(point["procs"]) if callable(environment) else environment
+            return command.with_env(own)
+
+        mesh = this_host().spawn_procs(
+            per_host={"procs": procs}, name=name, bootstrap_command=bootstrap
+        )
+        self._meshes[name] = mesh
+        info = mesh.spawn(f"{name}-process", ProcessInfo)
+        answers = await asyncio.wait_for(info.pid.call(), self._startup_seconds)
+        self._pids[name] = list(answers.values())
+        return mesh
+
+    async def stop(self) -> None:
+        """Stop every mesh, whatever state it is in."""
+        await asyncio.gather(*(self._stop(name) for name in self._meshes))
+
+    async def _stop(self, name: str) -> None:
+        """Ask, wait out the grace, kill; then let Monarch note it."""
+        mesh = self._meshes[name]
+        try:
+            await asyncio.wait_for(mesh.stop("run ended"), max(self._grace_seconds, 0.01))
+            return
+        except Exception as error:
+            logger.warning("mesh %s did not stop in order: %s", name, error)
+        for pid in self._pids.get(name, ()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(mesh.stop("killed"), _KILL_TIMEOUT_SECONDS)

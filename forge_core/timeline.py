@@ -1,0 +1,88 @@
+"""Where a mesh's time goes: intervals that do not overlap, on the clock of the process that works.
+
+A timeline is always inside exactly one interval. Work is marked with `during(kind)`; between two pieces of
+work the process waits, and the kind of wait follows from what it did last (a generator that has generated
+waits for new weights, one that has loaded weights waits for a slot). Idle is therefore measured, not
+inferred, and what a mesh did in a run adds up to the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "startup",
+    "warm_start",
+    "generate",
+    "score",
+    "train",
+    "evaluate",
+    "weights",
+    "checkpoint",
+    "wait_batch",
+    "wait_weights",
+    "wait_slot",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """One stretch of a mesh's time."""
+
+    kind: Kind
+    """What it was spent on."""
+    start: float
+    """Unix time, seconds."""
+    end: float
+    """Unix time, seconds."""
+
+
+class Timeline:
+    """The intervals of one process.
+
+    Example:
+        timeline = Timeline(started_at=spawn_time, waits={"train": "wait_batch"}, default_wait="wait_batch")
+        with timeline.during("train"):
+            ...
+        intervals = timeline.drain()
+    """
+
+    def __init__(
+        self, *, started_at: float, waits: Mapping[Kind, Kind], default_wait: Kind
+    ) -> None:
+        # Anchored once and advanced by the monotonic clock: a stepped wall clock cannot make intervals overlap.
+        self._offset = time.time() - time.monotonic()
+        self._waits = dict(waits)
+        self._default_wait = default_wait
+        self._kind: Kind = "startup"
+        self._since = started_at
+        self._closed: list[Interval] = []
+
+    def now(self) -> float:
+        """Unix time of this timeline's clock, seconds."""
+        return time.monotonic() + self._offset
+
+    def _switch(self, kind: Kind) -> None:
+        now = max(self.now(), self._since)
+        if now > self._since:
+            self._closed.append(Interval(kind=self._kind, start=self._since, end=now))
+        self._kind, self._since = kind, now
+
+    @contextmanager
+    def during(self, kind: Kind) -> Iterator[None]:
+        """Mark work of `kind`; afterwards the process waits, for what follows such work."""
+        self._switch(kind)
+        try:
+            yield
+        finally:
+            self._switch(self._waits.get(kind, self._default_wait))
+
+    def drain(self) -> list[Interval]:
+        """The intervals since the last drain, up to now; the one under way is cut here and goes on."""
+        self._switch(self._kind)
+        closed, self._closed = self._closed, []
+        return closed

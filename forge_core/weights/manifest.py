@@ -1,0 +1,47 @@
+"""What a published version consists of. Free of torch, for it travels with messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Where one tensor lies."""
+
+    name: str
+    """Parameter name in Hugging Face layout."""
+    dtype: str
+    """Name of the torch dtype, such as `float32`."""
+    shape: tuple[int, ...]
+    """Full, unsharded shape."""
+    bucket: int
+    """Index of the bucket that holds it."""
+    offset_bytes: int
+    """First byte in the bucket."""
+    size_bytes: int
+    """Number of bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a published version consists of; small enough for a message."""
+
+    policy_version: int
+    """Steps completed when these weights came to be."""
+    slots: tuple[Slot, ...]
+    """One per tensor, in the model's own order."""
+    bucket_bytes: tuple[int, ...]
+    """Size of each bucket."""
+    digest: str
+    """`digest()` of the tensors."""
+
+    @property
+    def keys(self) -> list[str]:
+        """TorchStore keys of the buckets, in order."""
+        return [f"weights/{self.policy_version}/{i}" for i in range(len(self.bucket_bytes))]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all buckets."""
+        return sum(self.bucket_bytes)

@@ -1,0 +1,93 @@
+"""TorchStore on Monarch 0.7: one place that starts it, puts a version and gets one.
+
+`install()` runs in every process that touches TorchStore. Monarch 0.7 refuses actor classes that mix sync
+and async endpoints, and TorchStore 0.1.2's controller does; the subclass below declares them all async.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import torch
+import torchstore
+import torchstore.api
+from monarch.actor import endpoint
+from torchstore.controller import Controller
+
+from forge_core.weights.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+class AsyncController(Controller):
+    """TorchStore's index of keys with every endpoint async."""
+
+    @endpoint
+    async def get_controller_strategy(self) -> Any:
+        return Controller.get_controller_strategy._method(self)
+
+    @endpoint
+    async def locate_volumes(self, key: str) -> Any:
+        return Controller.locate_volumes._method(self, key)
+
+    @endpoint
+    async def notify_put(self, key: str, request: Any, storage_volume_id: str) -> None:
+        Controller.notify_put._method(self, key, request, storage_volume_id)
+
+    @endpoint
+    async def keys(self, prefix: str | None = None) -> list[str]:
+        return Controller.keys._method(self, prefix)
+
+    @endpoint
+    async def notify_delete(self, key: str, storage_volume_id: str) -> None:
+        Controller.notify_delete._method(self, key, storage_volume_id)
+
+
+def install() -> None:
+    """Make TorchStore use `AsyncController` in this process; harmless to repeat."""
+    torchstore.api.Controller = AsyncController
+
+
+async def start(volume: Any, *, timeout_seconds: float) -> None:
+    """Start the store with one volume on the process mesh `volume`; called once, by the controller."""
+    install()
+    async with asyncio.timeout(timeout_seconds):
+        await torchstore.initialize(mesh=volume)
+
+
+async def forget(*, timeout_seconds: float) -> None:
+    """Shut the store down as far as it still answers, so that this process may start another one."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await torchstore.shutdown()
+    except Exception as error:
+        # Its volume may be dead, which is why the run ends; the volume's process is stopped by its owner.
+        logger.debug("TorchStore did not shut down in order: %s", error)
+        torchstore.reset_client()
+
+
+async def put_version(
+    manifest: Manifest, buckets: list[torch.Tensor], *, timeout_seconds: float
+) -> None:
+    """Put all buckets of a version; raises TimeoutError when the store does not take them in time."""
+    async with asyncio.timeout(timeout_seconds):
+        await asyncio.gather(
+            *(
+                torchstore.put(key, bucket)
+                for key, bucket in zip(manifest.keys, buckets, strict=True)
+            )
+        )
+
+
+async def get_version(manifest: Manifest, *, timeout_seconds: float) -> list[torch.Tensor]:
+    """Get all buckets of a version, in order; raises TimeoutError, or KeyError if it is not there."""
+    async with asyncio.timeout(timeout_seconds):
+        return list(await asyncio.gather(*(torchstore.get(key) for key in manifest.keys)))
+
+
+async def delete_version(manifest: Manifest, *, timeout_seconds: float) -> None:
+    """Forget a version that no generator will ask for again."""
+    async with asyncio.timeout(timeout_seconds):
+        await asyncio.gather(*(torchstore.delete(key) for key in manifest.keys))

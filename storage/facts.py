@@ -1,0 +1,329 @@
+"""What a run's log can say. An entry is a few facts that become true together.
+
+Numbers are finite: a metric that is not is left out by the writer, since a fact with one is refused
+(ValueError).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from storage.records import FileRef, PartRef, Record
+
+IntervalKind = Literal[
+    "startup",
+    "warm_start",
+    "generate",
+    "score",
+    "train",
+    "evaluate",
+    "weights",
+    "checkpoint",
+    "wait_batch",
+    "wait_weights",
+    "wait_slot",
+]
+Status = Literal["finished", "failed", "cancelled"]
+
+
+class Started(Record):
+    """The first fact of an incarnation."""
+
+    kind: Literal["started"] = "started"
+    run_id: str
+    """The run."""
+    meshes: tuple[str, ...]
+    """Names of the meshes that will log intervals."""
+
+
+class Draw(Record):
+    """One prompt drawn from an environment; its samples will be one group."""
+
+    draw: NonNegativeInt
+    """Ordinal of the draw in the run, from 0."""
+    group_id: str
+    """Id of the group."""
+    prompt_id: str
+    """Hash of environment, rendered prompt and reference answer."""
+    environment: str
+    """Name of the environment."""
+    index: NonNegativeInt
+    """Index of the task in the environment."""
+
+
+class Admitted(Record):
+    """Draws that were let into the pipeline."""
+
+    kind: Literal["admitted"] = "admitted"
+    round: NonNegativeInt
+    """Round of generation."""
+    draws: tuple[Draw, ...]
+    """The draws, in order."""
+
+
+class Generated(Record):
+    """A part of episodes that are not scored yet."""
+
+    kind: Literal["generated"] = "generated"
+    round: NonNegativeInt
+    """Round of generation."""
+    replica: NonNegativeInt
+    """Generator replica that wrote them."""
+    part: PartRef
+    """The episodes."""
+    group_ids: tuple[str, ...]
+    """Groups in the part, in order of first appearance."""
+    policy_version_min: int
+    """Oldest policy version of any token that the policy wrote."""
+    policy_version_max: int
+    """Newest policy version of any token that the policy wrote."""
+    prompt_tokens: NonNegativeInt
+    """Number of prompt tokens, summed over episodes."""
+    response_tokens: NonNegativeInt
+    """Number of response tokens, summed over episodes."""
+
+
+class Committed(Record):
+    """Scored episodes that may be trained on."""
+
+    kind: Literal["committed"] = "committed"
+    round: NonNegativeInt
+    """Round of generation."""
+    commit: str
+    """Key in the store of the commit record."""
+    group_ids: tuple[str, ...]
+    """Groups in the commit, in order of first appearance."""
+    episodes: NonNegativeInt
+    """Number of episodes."""
+    score_set: str
+    """Which scores count; 'run' are those of the run's own verifiers."""
+
+
+class Dropped(Record):
+    """Groups that will never be trained on."""
+
+    kind: Literal["dropped"] = "dropped"
+    group_ids: tuple[str, ...]
+    """The groups."""
+    reason: str
+    """One of stale, no_signal, nonfinite, failed, end_of_run, prompt_too_long, or another word."""
+    step: int | None
+    """Step for which they were considered, if any."""
+
+
+class Batched(Record):
+    """The groups that a step is about to train on."""
+
+    kind: Literal["batched"] = "batched"
+    step: PositiveInt
+    """The step, from 1."""
+    group_ids: tuple[str, ...]
+    """The groups, in order."""
+
+
+class Step(Record):
+    """A completed step: one batch with all its epochs and minibatches.
+
+    The same step again, with the same groups, is a retraining after the loss of provisional steps;
+    the later one stands.
+    """
+
+    kind: Literal["step"] = "step"
+    step: PositiveInt
+    """Number of the step, from 1."""
+    group_ids: tuple[str, ...]
+    """The groups that were trained on, in order."""
+    score_set: str
+    """Scores that were used."""
+    weights_digest: str
+    """Digest of the weights after the step."""
+    policy_version: PositiveInt
+    """Version of the weights after the step; equal to `step`."""
+    optimizer_updates: NonNegativeInt
+    """Number of optimizer updates in this step."""
+    age_max: int
+    """Largest age of a group, in versions."""
+    age_mean: float
+    """Mean age over the step's groups, in versions."""
+    metrics: dict[str, float]
+    """Further measurements by name."""
+    checkpoint: str | None
+    """Folder of the checkpoint that holds the state after the step, if one was written."""
+
+
+class Diverged(Record):
+    """From here on the run cannot be reproduced to the last bit."""
+
+    kind: Literal["diverged"] = "diverged"
+    step: int | None
+    """Step whose retraining gave other weights, if that is the cause."""
+    reason: str
+    """Cause, in words."""
+
+
+class Parity(Record):
+    """How far the trainer's logprobs are from the generator's, for the same weights and tokens."""
+
+    mean: float
+    """Mean absolute difference, in nats."""
+    max: float
+    """Largest absolute difference, in nats."""
+    tokens: NonNegativeInt
+    """Number of tokens compared."""
+    entropy: float
+    """Mean entropy of the policy on them, in nats."""
+
+
+class Published(Record):
+    """Weights that the generators now can serve."""
+
+    kind: Literal["published"] = "published"
+    policy_version: NonNegativeInt
+    """Version of the weights."""
+    weights_digest: str
+    """Digest of the weights."""
+    parity: Parity | None
+    """Measured agreement of trainer and generator; None where it was not measured."""
+    bytes: NonNegativeInt
+    """Size of the weights in bytes."""
+    seconds: float
+    """Time the publish took, in seconds."""
+
+
+class WarmStarted(Record):
+    """Supervised training before the first step; its weights are policy version 0."""
+
+    kind: Literal["warm_started"] = "warm_started"
+    steps: NonNegativeInt
+    """Number of supervised steps."""
+    loss: float | None
+    """Last loss, in nats per token."""
+    weights_digest: str
+    """Digest of the weights after it."""
+    seconds: float
+    """Time it took, in seconds."""
+
+
+class Evaluated(Record):
+    """Scores on held-out prompts.
+
+    In the parts, sample 0 of a prompt is drawn as in training, sample 1 is greedy.
+    """
+
+    kind: Literal["evaluated"] = "evaluated"
+    name: str
+    """'initial', 'final' or 'step-000050'."""
+    policy_version: NonNegativeInt
+    """Version of the weights."""
+    sampled: float
+    """Mean reward of the samples that were drawn as in training."""
+    greedy: float
+    """Mean reward of the greedy samples."""
+    num_prompts: NonNegativeInt
+    """Number of held-out prompts."""
+    parts: tuple[PartRef, ...]
+    """The scored episodes."""
+
+
+class Checkpoint(Record):
+    """All state after a step, from which training can go on."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: NonNegativeInt
+    """Number of the last step that it contains; 0 before the first."""
+    key: str
+    """Folder in the store."""
+    weights_digest: str
+    """Digest of the weights."""
+    files: tuple[FileRef, ...]
+    """Everything in the folder."""
+
+
+class Retry(Record):
+    """An attempt that was lost and is made again."""
+
+    kind: Literal["retry"] = "retry"
+    stage: str
+    """What is made again."""
+    attempt: PositiveInt
+    """Number of the attempt that was lost, from 1."""
+    cause: str
+    """Why it was lost, in words."""
+    seconds: float
+    """Time that the lost attempt cost, in seconds."""
+
+
+class Interval(Record):
+    """What a mesh did for a while."""
+
+    kind: IntervalKind
+    """What it did."""
+    start: float
+    """Unix seconds on the mesh's clock."""
+    end: float
+    """Unix seconds on the mesh's clock."""
+
+
+class Intervals(Record):
+    """Where a mesh's time went; the intervals of one mesh never overlap."""
+
+    kind: Literal["intervals"] = "intervals"
+    mesh: str
+    """Name of the mesh."""
+    intervals: tuple[Interval, ...]
+    """The intervals."""
+
+
+class Sealed(Record):
+    """A successor ended this incarnation's log here. It is no sign of the incarnation's life."""
+
+    kind: Literal["sealed"] = "sealed"
+    host: str
+    """Host of the successor."""
+    pid: int
+    """Process id of the successor."""
+
+
+class End(Record):
+    """The last fact of an incarnation that ended in order."""
+
+    kind: Literal["end"] = "end"
+    status: Status
+    """How it ended."""
+    reason: str | None
+    """Why, in words, unless it finished."""
+
+
+Fact = (
+    Started
+    | Admitted
+    | Generated
+    | Committed
+    | Dropped
+    | Batched
+    | Step
+    | Diverged
+    | Published
+    | WarmStarted
+    | Evaluated
+    | Checkpoint
+    | Retry
+    | Intervals
+    | End
+    | Sealed
+)
+
+
+class Entry(Record):
+    """Facts that were written at once, and where in the log they stand."""
+
+    schema_version: Literal[1] = 1
+    """Version of the form of entry and facts."""
+    incarnation: NonNegativeInt
+    """Incarnation that wrote it."""
+    seq: NonNegativeInt
+    """Its number within the incarnation, from 0 without gaps."""
+    at: float
+    """Unix seconds."""
+    facts: tuple[Annotated[Fact, Field(discriminator="kind")], ...] = Field(min_length=1)
+    """What became true, in order."""

@@ -1,0 +1,92 @@
+"""Where everything lies in a store, and how groups and episodes are named.
+
+The one place that spells keys.
+"""
+
+import re
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+RUNS = "runs/"
+
+
+def check_run_id(run_id: str) -> None:
+    """Raise ValueError unless the id can be a folder's name on every store."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(
+            f"run id {run_id!r} is not usable: take at most 100 letters, digits, '.', '_' and '-', "
+            "with a letter or digit first"
+        )
+
+
+def group_id(run_id: str, draw: int) -> str:
+    """The id of the group that is the run's draw number `draw`, counted from 0."""
+    return f"{run_id}-{draw:08d}"
+
+
+def episode_id(group: str, sample: int) -> str:
+    """The id of a group's sample number `sample`, counted from 0."""
+    return f"{group}-{sample:03d}"
+
+
+def run_folder(run_id: str) -> str:
+    check_run_id(run_id)
+    return f"{RUNS}{run_id}/"
+
+
+def config_key(run_id: str) -> str:
+    return f"{run_folder(run_id)}config.json"
+
+
+def run_json_key(run_id: str) -> str:
+    return f"{run_folder(run_id)}run.json"
+
+
+def incarnations_folder(run_id: str) -> str:
+    return f"{run_folder(run_id)}incarnations/"
+
+
+def incarnation_key(run_id: str, incarnation: int) -> str:
+    return f"{incarnations_folder(run_id)}{incarnation:06d}.json"
+
+
+def log_folder(run_id: str) -> str:
+    return f"{run_folder(run_id)}log/"
+
+
+def entry_prefix(run_id: str, incarnation: int) -> str:
+    """What the keys of all entries of an incarnation start with."""
+    return f"{log_folder(run_id)}{incarnation:06d}-"
+
+
+def entry_key(run_id: str, incarnation: int, seq: int) -> str:
+    return f"{entry_prefix(run_id, incarnation)}{seq:08d}.json"
+
+
+def generated_prefix(run_id: str, name: str) -> str:
+    """Key prefix for `write_part` of episodes that are not scored yet."""
+    return f"{run_folder(run_id)}generated/{name}"
+
+
+def evaluation_prefix(run_id: str, name: str) -> str:
+    """Key prefix for `write_part` of the episodes of an evaluation."""
+    return f"{run_folder(run_id)}evaluations/{name}"
+
+
+def checkpoint_folder(run_id: str, step: int) -> str:
+    return f"{run_folder(run_id)}checkpoints/{step:08d}/"
+
+
+def episodes_prefix(run_id: str, commit: str) -> str:
+    """Key prefix for the part that the commit named `commit` is about."""
+    check_run_id(run_id)
+    return f"episodes/data/{run_id}/{commit}"
+
+
+def commits_folder(run_id: str) -> str:
+    check_run_id(run_id)
+    return f"episodes/commits/{run_id}/"
+
+
+def commit_key(run_id: str, commit: str) -> str:
+    return f"{commits_folder(run_id)}{commit}.json"

@@ -1,0 +1,310 @@
+"""The ledger: what a run's log adds up to. A pure fold, which keeps no state of its own anywhere.
+
+    admitted ──▶ generated ──▶ committed ──▶ trained
+        └────────────┴─────────────┴───────▶ dropped
+
+A group moves to the right only. The fold raises nothing: where a fact cannot be true after the
+facts before it, it is taken as it is and a `Problem` is kept.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from storage import facts
+from storage.records import Incarnation
+
+
+class GroupState(StrEnum):
+    """How far a group has come."""
+
+    ADMITTED = "admitted"
+    GENERATED = "generated"
+    COMMITTED = "committed"
+    TRAINED = "trained"
+    DROPPED = "dropped"
+
+    def is_terminal(self) -> bool:
+        """Whether nothing more is due for the group."""
+        return self in (GroupState.TRAINED, GroupState.DROPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that cannot be true of a sound run."""
+
+    kind: str
+    """One word for the rule that is broken."""
+    offender: str
+    """Id or key of what breaks it."""
+    sentence: str
+    """What is wrong, in words."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """What the log says about one group."""
+
+    draw: facts.Draw | None = None
+    """The draw that admitted it; None if the log never did."""
+    state: GroupState = GroupState.ADMITTED
+    """How far it has come."""
+    commit: str | None = None
+    """Key of the commit record that holds its episodes."""
+    num_episodes: int = 0
+    """Number of its committed episodes."""
+    steps: list[int] = field(default_factory=list)
+    """Steps that trained on it, in order; a retraining of the same step counts once."""
+    reason: str | None = None
+    """Why it was dropped."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """Groups, steps and counters of a run.
+
+    Example:
+        ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
+        ledger.add(log.append(...))
+    """
+
+    incarnations: tuple[Incarnation, ...]
+    """All incarnations of the run."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    """By id, in order of first mention."""
+    steps: dict[int, facts.Step] = field(default_factory=dict)
+    """By number, as last trained."""
+    current_step: int = 0
+    """Step that was completed last; smaller than the largest one while steps are trained again."""
+    forked_steps: set[int] = field(default_factory=set)
+    """Steps whose retraining gave other weights."""
+    batches: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Groups that were batched, by step."""
+    weights: dict[int, str] = field(default_factory=dict)
+    """Digest of the weights by policy version."""
+    last_at: dict[int, float] = field(default_factory=dict)
+    """Unix seconds of the last entry, by incarnation."""
+    generated: list[facts.Generated] = field(default_factory=list)
+    """All of them, in order."""
+    committed: list[facts.Committed] = field(default_factory=list)
+    """All of them, in order."""
+    trained: list[facts.Step] = field(default_factory=list)
+    """Every training of a step in order, retrainings among them."""
+    published: list[facts.Published] = field(default_factory=list)
+    """All of them, in order."""
+    evaluated: dict[str, facts.Evaluated] = field(default_factory=dict)
+    """By name, as last evaluated."""
+    checkpoints: dict[int, facts.Checkpoint] = field(default_factory=dict)
+    """By step, as last written."""
+    diverged: list[facts.Diverged] = field(default_factory=list)
+    """All of them, in order."""
+    retries: list[facts.Retry] = field(default_factory=list)
+    """All of them, in order."""
+    meshes: dict[str, list[facts.Interval]] = field(default_factory=dict)
+    """Intervals by mesh, in order."""
+    end: facts.End | None = None
+    """How the newest incarnation with entries ended; None if not in order, or not yet."""
+    num_pending: int = 0
+    """Number of groups that are admitted and neither trained nor dropped."""
+    peak_pending: int = 0
+    """Largest number of pending groups there ever was."""
+    problems: list[Problem] = field(default_factory=list)
+    """Facts that cannot be true after those before them."""
+
+    @classmethod
+    def fold(cls, entries: Iterable[facts.Entry], incarnations: Iterable[Incarnation]) -> Self:
+        """The ledger after all these entries."""
+        ledger = cls(incarnations=tuple(incarnations))
+        for entry in entries:
+            ledger.add(entry)
+        return ledger
+
+    def add(self, entry: facts.Entry) -> None:
+        """Take one more entry into account."""
+        if all(isinstance(fact, facts.Sealed) for fact in entry.facts):
+            return
+        if entry.incarnation not in self.last_at:
+            self.end = None
+        self.last_at[entry.incarnation] = entry.at
+        for fact in entry.facts:
+            self._add_fact(fact)
+
+    @property
+    def status(self) -> str:
+        """'finished', 'failed' or 'cancelled' if the newest incarnation says so, else 'running'."""
+        newest = len(self.incarnations) - 1
+        return "running" if self.end is None or newest not in self.last_at else self.end.status
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Number of dropped groups by reason."""
+        return Counter(group.reason for group in self.groups.values() if group.reason is not None)
+
+    @property
+    def pending(self) -> list[str]:
+        """Ids of the groups that are admitted and neither trained nor dropped."""
+        return [
+            group_id
+            for group_id, group in self.groups.items()
+            if group.draw is not None and not group.state.is_terminal()
+        ]
+
+    @property
+    def total_seconds(self) -> float:
+        """From the first claim to the last entry (or claim), in seconds."""
+        if not self.incarnations:
+            return 0.0
+        first_claim = self.incarnations[0].controller.claimed_at
+        return self._last_seen(len(self.incarnations) - 1) - first_claim
+
+    @property
+    def down_seconds(self) -> float:
+        """From each incarnation's last entry (or claim) to the next one's claim, in seconds."""
+        claims = [incarnation.controller.claimed_at for incarnation in self.incarnations]
+        return math.fsum(claim - self._last_seen(number) for number, claim in enumerate(claims[1:]))
+
+    def _last_seen(self, number: int) -> float:
+        """Unix seconds of the last sign of an incarnation."""
+        return self.last_at.get(number, self.incarnations[number].controller.claimed_at)
+
+    def _add_fact(self, fact: facts.Fact) -> None:
+        match fact:
+            case facts.Started():
+                for mesh in fact.meshes:
+                    self.meshes.setdefault(mesh, [])
+            case facts.Admitted():
+                for draw in fact.draws:
+                    self._admit(draw)
+            case facts.Generated():
+                self.generated.append(fact)
+                for group_id in fact.group_ids:
+                    self._reach(group_id, GroupState.GENERATED)
+            case facts.Committed():
+                self._commit(fact)
+            case facts.Dropped():
+                for group_id in fact.group_ids:
+                    self._drop(group_id, fact.reason)
+            case facts.Batched():
+                self.batches[fact.step] = fact.group_ids
+            case facts.Step():
+                self._step(fact)
+            case facts.Diverged():
+                self.diverged.append(fact)
+            case facts.Published():
+                self.published.append(fact)
+                self._see_weights(fact.policy_version, fact.weights_digest, "published")
+            case facts.WarmStarted():
+                self.weights[0] = fact.weights_digest
+            case facts.Evaluated():
+                self.evaluated[fact.name] = fact
+            case facts.Checkpoint():
+                self.checkpoints[fact.step] = fact
+                self._see_weights(fact.step, fact.weights_digest, "in the checkpoint")
+            case facts.Retry():
+                self.retries.append(fact)
+            case facts.Intervals():
+                self.meshes.setdefault(fact.mesh, []).extend(fact.intervals)
+            case facts.End():
+                self.end = fact
+
+    def _admit(self, draw: facts.Draw) -> None:
+        group = self.groups.setdefault(draw.group_id, Group())
+        if group.draw is not None:
+            self._object(
+                "admitted_twice", draw.group_id, f"group {draw.group_id} was admitted twice"
+            )
+            return
+        group.draw = draw
+        self.num_pending += 1
+        self.peak_pending = max(self.peak_pending, self.num_pending)
+
+    def _reach(self, group_id: str, state: GroupState) -> Group:
+        """Move a group to a later state; a group that is there or beyond stays where it is."""
+        group = self.groups.setdefault(group_id, Group())
+        if group.draw is None:
+            self._object(
+                "not_admitted", group_id, f"group {group_id} was {state} and never admitted before"
+            )
+        elif state.is_terminal() and not group.state.is_terminal():
+            self.num_pending -= 1
+        order = list(GroupState)
+        group.state = max(group.state, state, key=order.index)
+        return group
+
+    def _commit(self, fact: facts.Committed) -> None:
+        self.committed.append(fact)
+        for group_id in fact.group_ids:
+            group = self._reach(group_id, GroupState.COMMITTED)
+            if group.commit not in (None, fact.commit):
+                sentence = f"group {group_id} was committed by {group.commit} and by {fact.commit}"
+                self._object("committed_twice", group_id, sentence)
+            group.commit = fact.commit
+            group.num_episodes = fact.episodes // len(fact.group_ids)
+
+    def _drop(self, group_id: str, reason: str) -> None:
+        group = self._reach(group_id, GroupState.DROPPED)
+        if group.steps:
+            sentence = (
+                f"group {group_id} was dropped as {reason} and trained on at step {group.steps[0]}"
+            )
+            self._object("trained_and_dropped", group_id, sentence)
+        if group.reason is not None:
+            sentence = f"group {group_id} was dropped as {group.reason} and then as {reason}"
+            self._object("dropped_twice", group_id, sentence)
+        group.reason = reason
+
+    def _step(self, fact: facts.Step) -> None:
+        self.trained.append(fact)
+        name = f"step {fact.step}"
+        if fact.step > self.current_step + 1:
+            self._object("step_order", name, f"{name} came after step {self.current_step}")
+        if fact.policy_version != fact.step:
+            sentence = f"{name} made policy version {fact.policy_version} instead of {fact.step}"
+            self._object("policy_version", name, sentence)
+        if self.batches.get(fact.step, fact.group_ids) != fact.group_ids:
+            self._object("batch", name, f"{name} trained on other groups than were batched for it")
+        self._retrain(fact, name)
+        for group_id in fact.group_ids:
+            self._train(group_id, fact.step)
+        self.steps[fact.step] = fact
+        self.current_step = fact.step
+        self.weights[fact.policy_version] = fact.weights_digest
+
+    def _retrain(self, fact: facts.Step, name: str) -> None:
+        earlier = self.steps.get(fact.step, fact)
+        if earlier.group_ids != fact.group_ids:
+            self._object(
+                "retraining", name, f"{name} was trained again on other groups than before"
+            )
+        if earlier.weights_digest != fact.weights_digest:
+            self.forked_steps.add(fact.step)
+
+    def _train(self, group_id: str, step: int) -> None:
+        group = self._reach(group_id, GroupState.TRAINED)
+        if group.commit is None:
+            sentence = f"group {group_id} was trained on at step {step} and never committed before"
+            self._object("not_committed", group_id, sentence)
+        if group.reason is not None:
+            sentence = (
+                f"group {group_id} was trained on at step {step} and dropped as {group.reason}"
+            )
+            self._object("trained_and_dropped", group_id, sentence)
+        if step not in group.steps:
+            group.steps.append(step)
+
+    def _see_weights(self, policy_version: int, digest: str, where: str) -> None:
+        known = self.weights.get(policy_version)
+        name = f"policy version {policy_version}"
+        if known is None and policy_version > 0:
+            self._object("weights", name, f"{name} was {where} before any step made it")
+        elif known not in (None, digest):
+            self._object(
+                "weights", name, f"the weights of {name} {where} are not those it was given"
+            )
+        self.weights.setdefault(policy_version, digest)
+
+    def _object(self, kind: str, offender: str, sentence: str) -> None:
+        self.problems.append(Problem(kind, offender, sentence))

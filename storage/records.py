@@ -1,0 +1,145 @@
+"""The records that are stored as JSON objects, and how they are read back."""
+
+import json
+import os
+import socket
+import time
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from storage.objects import ObjectStore
+
+
+class Record(BaseModel):
+    """Base of all of them: immutable, closed, finite numbers, equal bytes for equal content."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: sorted keys, no blanks."""
+        content = self.model_dump(mode="json")
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def read_record(store: ObjectStore, key: str, record_type: type[RecordType]) -> RecordType:
+    """The record under the key.
+
+    Raises ObjectNotFound, and ValueError naming the key if it is no such record.
+    """
+    try:
+        return record_type.model_validate_json(store.read(key), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the object"
+        raise ValueError(
+            f"{key} is no valid {record_type.__name__}: {where}: {fault['msg']}"
+        ) from error
+
+
+class FileRef(Record):
+    """An immutable object and what its bytes must be."""
+
+    key: str
+    """Key in the store."""
+    sha256: str
+    """Hex digest of the bytes."""
+    bytes: NonNegativeInt
+    """Size in bytes."""
+
+
+class PartRef(FileRef):
+    """An immutable Parquet file of episodes."""
+
+    rows: NonNegativeInt
+    """Number of episodes."""
+
+
+class Commit(Record):
+    """The record that makes a part of scored episodes count.
+
+    Its figures are recomputed by `verify`.
+    """
+
+    schema_version: Literal[1] = 1
+    """Version of this record's form."""
+    key: str
+    """Name of the commit: the logical place of the work in its run, the same for every attempt."""
+    run_id: str
+    """Run that wrote the episodes."""
+    part: PartRef
+    """The episodes."""
+    group_ids: tuple[str, ...]
+    """Groups in the part, in order of first appearance."""
+    rows: NonNegativeInt
+    """Number of episodes."""
+    policy_version_min: int
+    """Oldest policy version of any token that the policy wrote."""
+    policy_version_max: int
+    """Newest policy version of any token that the policy wrote."""
+    environments: tuple[str, ...]
+    """Names of the environments, sorted."""
+    reward_min: float
+    """Smallest reward of an episode."""
+    reward_max: float
+    """Largest reward of an episode."""
+    reward_mean: float
+    """Mean reward of the episodes."""
+    created_at: float
+    """Unix seconds."""
+
+
+class Controller(Record):
+    """Who claims a run."""
+
+    host: str
+    """Host name."""
+    pid: int
+    """Process id on the host.
+
+    A process that began after `claimed_at` is another one with the same id.
+    """
+    versions: dict[str, str]
+    """Version of each thing that results depend on: packages, Python, CPU type."""
+    git_commit: str | None
+    """Commit of the code; None outside a repository."""
+    claimed_at: float
+    """Unix seconds."""
+
+    @classmethod
+    def this_process(cls, *, versions: dict[str, str], git_commit: str | None) -> Self:
+        """This process, now."""
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            versions=versions,
+            git_commit=git_commit,
+            claimed_at=time.time(),
+        )
+
+
+class EntryPosition(Record):
+    """The place of an entry in a run's log."""
+
+    incarnation: NonNegativeInt
+    """Incarnation that wrote it."""
+    seq: NonNegativeInt
+    """Its number within the incarnation, from 0."""
+
+
+class Incarnation(Record):
+    """One controller's hold on a run."""
+
+    schema_version: Literal[1] = 1
+    """Version of this record's form."""
+    run_id: str
+    """The run."""
+    incarnation: NonNegativeInt
+    """Its number, from 0 without gaps."""
+    previous_last: EntryPosition | None
+    """Last entry that counts of the incarnation before; None if there is none."""
+    controller: Controller
+    """Who holds the run."""

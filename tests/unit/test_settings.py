@@ -1,0 +1,155 @@
+"""Configs: which layer wins, and how each mistake is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forge_core.settings import list_presets, load_config
+
+
+def refusal(*overrides: str, file: Path | None = None) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_config(preset="tiny", file=str(file) if file else None, overrides=list(overrides))
+    sentence = str(caught.value)
+    assert len(sentence.splitlines()) <= 2
+    return sentence
+
+
+def test_every_preset_is_a_valid_config() -> None:
+    assert "tiny" in list_presets()
+    for name in list_presets():
+        load_config(preset=name, file=None, overrides=[])
+
+
+def test_file_wins_over_preset_and_set_over_file(tmp_path: Path) -> None:
+    preset = load_config(preset="tiny", file=None, overrides=[])
+    file = tmp_path / "mine.toml"
+    file.write_text("steps = 11\n[sampling]\nmax_tokens = 77\n[optimizer]\nlearning_rate = 0.5\n")
+    config = load_config(preset="tiny", file=str(file), overrides=["steps=12"])
+    assert (config.steps, config.sampling.max_tokens) == (12, 77)
+    assert config.optimizer.learning_rate == 0.5
+    assert config.group_size == preset.group_size
+    assert config.environment == preset.environment
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "[environment.params]\nmin_numbers = 2\n"),
+        ("a.json", '{"environment": {"params": {"min_numbers": 2}}}'),
+        ("a.yaml", "environment:\n  params:\n    min_numbers: 2\n"),
+    ],
+)
+def test_all_file_formats_merge_params_key_by_key(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    below = load_config(preset="tiny", file=None, overrides=[]).environment
+    config = load_config(preset="tiny", file=str(file), overrides=["environment.params.size_x=3"])
+    assert config.environment.params == {**below.params, "min_numbers": 2, "size_x": 3}
+    assert config.environment.prompt_template == below.prompt_template
+
+
+def test_another_environment_starts_its_section_afresh() -> None:
+    config = load_config(preset="tiny", file=None, overrides=["environment.name=chain_sum"])
+    assert config.environment.params == {}
+    assert config.environment.prompt_template is None
+    overrides = ["environment.name=chain_sum", "environment.params.max_terms=2"]
+    config = load_config(preset="tiny", file=None, overrides=overrides)
+    assert config.environment.params == {"max_terms": 2}
+
+
+def test_values_of_set_are_read_as_their_field_needs() -> None:
+    overrides = [
+        "optimizer.learning_rate=1e-4",
+        "environment.prompt_template={question}=",
+        "model.path=null",
+        "algorithm.scale_advantages=false",
+        "environment.params={min_numbers: 3, max_numbers: 3}",
+        "environment.params.note=a=b",
+    ]
+    config = load_config(preset="tiny", file=None, overrides=overrides)
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.environment.prompt_template == "{question}="
+    assert config.model.path is None
+    assert config.algorithm.scale_advantages is False
+    assert config.environment.params["min_numbers"] == 3
+    assert config.environment.params["note"] == "a=b"
+
+
+def test_config_survives_json() -> None:
+    config = load_config(preset="tiny", file=None, overrides=[])
+    stored = json.loads(json.dumps(config.model_dump(mode="json")))
+    assert type(config).model_validate(stored) == config
+
+
+def test_unknown_preset_lists_the_presets() -> None:
+    with pytest.raises(ValueError, match=r"'tinny'.*tiny"):
+        load_config(preset="tinny", file=None, overrides=[])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stepz=3", ["stepz = 3", "did you mean steps?"]),
+        ("sampling.temprature=1", ["sampling.temprature", "sampling.temperature?"]),
+        ("max_tokens=4", ["max_tokens = 4", "sampling.max_tokens?"]),
+        ("steps=abc", ["steps = 'abc'", "whole number"]),
+        ("steps=1.5", ["steps = 1.5", "whole number"]),
+        ("steps=true", ["steps = True", "whole number"]),
+        ("steps=-1", ["steps = -1", "greater than or equal to 0"]),
+        ("sampling.temperature=9", ["sampling.temperature = 9", "less than or equal to 4"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate = inf", "finite"]),
+        ("optimizer.learning_rate=.nan", ["optimizer.learning_rate = nan"]),
+        ("model.dtype=float16", ["model.dtype = 'float16'", "float32"]),
+        ("model=3", ["model = 3", "table"]),
+        ("steps.more=1", ["steps = {'more': 1}"]),
+        ("sampling.top_p=0.5", ["sampling.top_p 0.5", "set it to 1.0"]),
+        ("trainer.ranks=3", ["trainer.ranks 3", "groups_per_step", "multiple"]),
+        ("model.tiny.num_heads=3", ["model.tiny.hidden_size 128", "num_heads 3"]),
+        ("steps", ["--set 'steps'", "dotted.key=value"]),
+        ("=3", ["--set '=3'", "dotted.key=value"]),
+    ],
+)
+def test_refusals_name_field_value_and_mend(override: str, words: list[str]) -> None:
+    sentence = refusal(override)
+    for word in words:
+        assert word in sentence
+
+
+def test_many_mistakes_take_two_lines() -> None:
+    sentence = refusal("steps=a", "seed=-1", "group_size=1")
+    assert len(sentence.splitlines()) == 2
+    assert "1 more" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.toml", "steps = = 3", "no valid toml"),
+        ("a.json", "{", "no valid json"),
+        ("a.yaml", "a: [", "no valid yaml"),
+        ("a.yaml", "- 1", "holds a list"),
+        ("a.ini", "", "unknown suffix"),
+        ("a.toml", "sttteps = 3", "sttteps = 3"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    assert words in refusal(file=file)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(file=tmp_path / "none.toml")
+
+
+def test_importing_the_config_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, forge_core.config, forge_core.settings;"
+        "print([m for m in ('torch', 'prefect', 'vllm', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,233 @@
+"""Parts and commits: bad episodes are refused by id, and the first commit stands."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage import layout
+from storage.episodes import SCHEMA, Figures, check_table, policy_version_bounds
+from storage.objects import LocalStore, ObjectNotFound
+from storage.parts import (
+    commit_part,
+    encode_part,
+    read_commits,
+    read_committed,
+    read_part,
+    write_part,
+)
+
+Row = dict[str, Any]
+
+
+def _row(draw: int, sample: int) -> Row:
+    group_id = layout.group_id("run", draw)
+    return {
+        "episode_id": layout.episode_id(group_id, sample),
+        "run_id": "run",
+        "group_id": group_id,
+        "draw": draw,
+        "sample": sample,
+        "environment": "sums" if draw % 2 else "words",
+        "prompt_id": f"p{draw}",
+        "prompt": "1+1=",
+        "answer": "2",
+        "metadata": "{}",
+        "response": "2 .",
+        "prompt_token_ids": [5, 6],
+        "response_token_ids": [7, 8, 9],
+        "logprobs": [-0.5, -1.0, -0.25],
+        "mask": [True, True, True],
+        "token_policy_versions": [draw + 2, draw + 1, draw + 1],
+        "turns": [{"role": "assistant", "start": 0, "end": 3}],
+        "finish_reason": "stop",
+        "reward": float(sample),
+        "scores": [{"name": "exact", "value": float(sample)}],
+        "seed": 17,
+        "attempts": 1,
+        "generate_seconds": 0.5,
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+
+
+def _table(*draws: int) -> pa.Table:
+    rows = [_row(draw, sample) for draw in draws for sample in (0, 1)]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def test_a_part_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    table = _table(0, 1)
+    part = write_part(store, layout.generated_prefix("run", "round-0"), table)
+    assert part.key == f"runs/run/generated/round-0-{part.sha256[:8]}.parquet"
+    assert (part.rows, part.bytes) == (4, len(store.read(part.key)))
+    assert read_part(store, part).equals(table)
+    assert read_part(store, part.key, ["reward"]).to_pydict() == {"reward": [0.0, 1.0, 0.0, 1.0]}
+    assert write_part(store, "runs/run/generated/round-0", table) == part
+
+
+def test_equal_tables_have_equal_parts_however_they_are_chunked() -> None:
+    whole = _table(0, 1)
+    chunked = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert encode_part(chunked) == encode_part(whole)
+    assert encode_part(whole.replace_schema_metadata({})) == encode_part(whole)
+
+
+def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    part = write_part(store, "part", _table(0))
+    data = store.read(part.key)
+    store.replace(part.key, data[:-1])
+    with pytest.raises(ValueError, match=f"{part.key} has {part.bytes - 1} bytes"):
+        read_part(store, part)
+    store.replace(part.key, bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(ValueError, match=f"{part.key} has other bytes"):
+        read_part(store, part)
+    with pytest.raises(ValueError, match=f"{part.key} has other bytes"):
+        write_part(store, "part", _table(0))
+    store.local_path(part.key).unlink()
+    with pytest.raises(ObjectNotFound, match=part.key):
+        read_part(store, part)
+
+
+def test_a_part_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    old = _table(0).replace_schema_metadata({"forgeflow.schema_version": "0"})
+    sink = pa.BufferOutputStream()
+    pq.write_table(old, sink)
+    store = LocalStore(tmp_path)
+    store.put_if_absent("part.parquet", sink.getvalue().to_pybytes())
+    with pytest.raises(ValueError, match=r"part\.parquet is of schema"):
+        read_part(store, "part.parquet")
+
+
+def test_a_table_with_other_columns_is_refused_by_column() -> None:
+    table = _table(0).drop_columns(["seed"]).append_column("luck", pa.array([1, 2]))
+    table = table.set_column(
+        table.schema.get_field_index("draw"), "draw", table["draw"].cast("int32")
+    )
+    with pytest.raises(ValueError, match=r"missing columns \['seed'\].*\['luck'\].*draw: int32"):
+        check_table(table)
+
+
+def _without_seed(row: Row) -> None:
+    row["seed"] = None
+
+
+def _short_logprobs(row: Row) -> None:
+    row["logprobs"] = [-0.5, -1.0]
+
+
+def _long_mask(row: Row) -> None:
+    row["mask"] = [True] * 4
+
+
+def _no_versions(row: Row) -> None:
+    row["token_policy_versions"] = []
+
+
+def _infinite_logprob(row: Row) -> None:
+    row["logprobs"] = [-0.5, float("-inf"), -0.25]
+
+
+def _nothing_written(row: Row) -> None:
+    row["mask"] = [False] * 3
+
+
+def _empty(row: Row) -> None:
+    for name in ("response_token_ids", "logprobs", "mask", "token_policy_versions"):
+        row[name] = []
+
+
+def _double(row: Row) -> None:
+    row["episode_id"] = "run-00000000-000"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (_without_seed, "has no seed"),
+        (_short_logprobs, "one value of logprobs per token"),
+        (_long_mask, "one value of mask per token"),
+        (_no_versions, "one value of token_policy_versions per token"),
+        (_infinite_logprob, "a logprob that is not finite"),
+        (_nothing_written, "no token that the policy wrote"),
+        (_empty, "no token that the policy wrote"),
+        (_double, "is there twice"),
+    ],
+)
+def test_a_senseless_episode_is_refused_by_id(spoil: Callable[[Row], None], complaint: str) -> None:
+    rows = [_row(draw, sample) for draw in (0, 1) for sample in (0, 1)]
+    spoil(rows[2])
+    with pytest.raises(ValueError, match=complaint) as error:
+        check_table(pa.Table.from_pylist(rows, SCHEMA))
+    assert rows[2]["episode_id"] in str(error.value)
+    assert rows[3]["episode_id"] not in str(error.value)
+
+
+def test_a_table_without_episodes_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        encode_part(SCHEMA.empty_table())
+
+
+def test_tokens_that_the_policy_did_not_write_have_no_say() -> None:
+    row = _row(3, 0)
+    row["mask"] = [True, False, True]
+    row["logprobs"] = [-0.5, float("nan"), -0.25]
+    row["token_policy_versions"] = [4, -1, 6]
+    table = pa.Table.from_pylist([_row(0, 0), row], SCHEMA)
+    check_table(table)
+    oldest, newest = policy_version_bounds(table)
+    assert (oldest.tolist(), newest.tolist()) == ([1, 4], [2, 6])
+
+
+def test_figures_are_those_of_the_episodes_also_in_a_slice() -> None:
+    assert Figures.of(_table(0, 3, 1).slice(2)) == Figures(
+        group_ids=("run-00000003", "run-00000001"),
+        rows=4,
+        policy_version_min=2,
+        policy_version_max=5,
+        prompt_tokens=8,
+        response_tokens=12,
+        environments=("sums",),
+    )
+
+
+def test_the_first_commit_of_a_key_stands(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    first = commit_part(store, "run", "round-0", _table(0, 1))
+    assert commit_part(store, "run", "round-0", _table(2)) == first
+    assert first.part.key == f"episodes/data/run/round-0-{first.part.sha256[:8]}.parquet"
+    assert store.keys("episodes/commits/") == ["episodes/commits/run/round-0.json"]
+    assert (first.group_ids, first.rows) == (("run-00000000", "run-00000001"), 4)
+    assert (first.policy_version_min, first.policy_version_max) == (1, 3)
+    assert (first.reward_min, first.reward_max, first.reward_mean) == (0.0, 1.0, 0.5)
+    assert first.environments == ("sums", "words")
+    assert read_commits(store, "run") == [first]
+
+
+def test_episodes_without_a_reward_or_of_another_run_are_not_committed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for reward in (None, float("nan")):
+        rows = [_row(0, 0), {**_row(0, 1), "reward": reward}]
+        with pytest.raises(ValueError, match=r"no finite reward: run-00000000-001"):
+            commit_part(store, "run", "round-0", pa.Table.from_pylist(rows, SCHEMA))
+    with pytest.raises(ValueError, match=r"'other' is given episodes of \['run'\]"):
+        commit_part(store, "other", "round-0", _table(0))
+    assert store.keys("") == []
+
+
+def test_only_committed_episodes_are_read_and_only_those_asked_for(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    commits = [commit_part(store, "run", f"round-{n}", _table(2 * n, 2 * n + 1)) for n in (0, 1)]
+    write_part(store, layout.episodes_prefix("run", "round-2"), _table(4))
+    assert read_committed(store, "run")["draw"].to_pylist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    pinned = read_committed(store, "run", commits=commits[1:], columns=["draw"])
+    assert pinned.to_pydict() == {"draw": [2, 2, 3, 3]}
+    store.local_path(commits[0].part.key).unlink()
+    chosen = read_committed(store, "run", group_ids=["run-00000003"], columns=["sample", "draw"])
+    assert chosen.to_pydict() == {"sample": [0, 1], "draw": [3, 3]}
+    assert read_committed(store, "none").num_rows == 0
