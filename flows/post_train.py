@@ -8,7 +8,10 @@ from prefect import flow
 
 from flows.results import table_artifact
 from forge_core.config import RunConfig
-from tasks import stages
+from tasks.collect import buffer, generate, score
+from tasks.evaluation import evaluate
+from tasks.learn import checkpoint, publish, train
+from tasks.prepare import build_model, warm_start
 from tasks.run import ActiveRun, open_run
 
 
@@ -22,14 +25,14 @@ async def post_train(config: RunConfig, store: str, run_id: str) -> None:
         run_id: its name in the store; must be new.
     """
     async with open_run(config, store, run_id) as run:
-        await stages.build_model()
-        await stages.warm_start()
-        await stages.publish(0)
-        await stages.checkpoint(0)
-        await stages.evaluate("initial", policy_version=0)
+        await build_model()
+        await warm_start()
+        await publish(0)
+        await checkpoint(0)
+        await evaluate("initial", policy_version=0)
         await sync_rounds(run)
-        await stages.evaluate("final", policy_version=config.steps)
-        await stages.checkpoint(config.steps)
+        await evaluate("final", policy_version=config.steps)
+        await checkpoint(config.steps)
     await table_artifact(store, run_id)
 
 
@@ -38,11 +41,11 @@ async def sync_rounds(run: ActiveRun) -> None:
     every, every_seconds = run.config.checkpoint.every, run.config.checkpoint.every_seconds
     kept_step, kept_at = 0, time.monotonic()
     for step in range(1, run.config.steps + 1):
-        generation = await stages.generate(step)
-        scored = await stages.score(generation)
-        batch = await stages.buffer(step, scored)
-        await stages.train(batch, generation)
-        await stages.publish(step)
+        generation = await generate(step)
+        scored = await score(generation)
+        batch = await buffer(step, scored)
+        await train(batch, generation)
+        await publish(step)
         if (every and step - kept_step >= every) or time.monotonic() - kept_at >= every_seconds:
-            await stages.checkpoint(step)
+            await checkpoint(step)
             kept_step, kept_at = step, time.monotonic()

@@ -118,7 +118,7 @@ class GeneratorsConfig(Section):
     """Memory of each engine's key-value cache on CPU, in GiB."""
     gpu_memory_fraction: float = Field(0.85, gt=0.0, le=0.98)
     """Share of a GPU's memory that an engine may use."""
-    max_sequences: int = Field(256, ge=1)
+    max_sequences: int = Field(512, ge=1)
     """Sequences that an engine decodes at once."""
 
 
@@ -234,7 +234,7 @@ class TimeoutsConfig(Section):
 class ShutdownConfig(Section):
     """How a run ends."""
 
-    grace_seconds: float = Field(3.0, ge=0.0)
+    grace_seconds: float = Field(1.5, ge=0.0)
     """What a mesh gets to stop by itself before its processes are killed."""
 
 

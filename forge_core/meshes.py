@@ -33,6 +33,8 @@ _MONARCH_ENVIRONMENT = {
     "HYPERACTOR_MESH_SUPERVISION_POLL_FREQUENCY": "500ms",
     "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "10s",
     "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "10s",
+    # Monarch's own log, in a folder of the user's that all its programs share, would grow with every run.
+    "MONARCH_FILE_LOG": "error",
     # TorchStore would set it, and say so on stdout.
     "HYPERACTOR_CODEC_MAX_FRAME_LENGTH": "910737418240",
 }
@@ -177,7 +179,9 @@ async def open_meshes(
     owned = _Processes(config.shutdown.grace_seconds, startup)
     try:
 
-        async def spawn(name: str, actor: Any, *args: Any, environment: Any, procs: int = 1) -> Mesh:
+        async def spawn(
+            name: str, actor: Any, *args: Any, environment: Any, procs: int = 1
+        ) -> Mesh:
             processes = await owned.start(name, procs, environment)
             return Mesh(name, processes.spawn(name, actor, *args, started_at))
 
@@ -185,7 +189,9 @@ async def open_meshes(
         generators, trainer, verifier = await asyncio.gather(
             asyncio.gather(
                 *(
-                    spawn(f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus))
+                    spawn(
+                        f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus)
+                    )
                     for i, gpus in enumerate(placement.generators)
                 )
             ),

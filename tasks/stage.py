@@ -8,11 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
-from prefect.states import State
 from prefect.tasks import Task
 
 from forge_core.meshes import MeshCall
@@ -67,7 +65,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
             raise
 
     # Without tags: for a task that has any, Prefect asks its server for a concurrency slot, which can take seconds.
-    prefect_task = task(
+    prefect_task: Any = Task(
         body,
         name=name,
         cache_policy=NO_CACHE,
@@ -78,7 +76,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
         run = current()
-        configured: Any = prefect_task.with_options(
+        configured = prefect_task.with_options(
             retries=run.config.retry.attempts, retry_delay_seconds=_delays(run)
         )
         result: R = await configured(*args, **kwargs)

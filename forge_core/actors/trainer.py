@@ -34,6 +34,7 @@ from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
 from storage.objects import open_store
+from storage.records import FileRef
 
 
 class Trainer(Actor):
@@ -113,7 +114,7 @@ class Trainer(Actor):
         model.to(self._device)
         blocks = set(getattr(model, "_no_split_modules", None) or ())
         for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         model.train()
         return model
@@ -124,11 +125,12 @@ class Trainer(Actor):
 
     @endpoint
     async def warm_start(self) -> WarmStartReply:
-        """Supervised training on reference answers, as the config says; it makes version 0. Asked again, it only answers."""
+        """Supervised training on reference answers, as the config says; it makes version 0.
+
+        Asked again, it only answers.
+        """
         if self._warm_started:
-            return dataclasses.replace(
-                self._warm_started, intervals=tuple(self._timeline.drain())
-            )
+            return dataclasses.replace(self._warm_started, intervals=tuple(self._timeline.drain()))
         with self._timeline.during("warm_start"):
             started = time.monotonic()
             environment = load_environment(self._config.environment, self._config.seed)
@@ -244,7 +246,7 @@ class Trainer(Actor):
         with self._timeline.during("checkpoint"):
             manifest, buckets = self._weights
             state = self._learner.full_state()
-            files = ()
+            files: tuple[FileRef, ...] = ()
             if self._rank == 0:
                 tensors = packing.unpack(manifest, buckets)
                 files = write_checkpoint(
@@ -254,7 +256,7 @@ class Trainer(Actor):
         return CheckpointReply(
             key=key,
             weights_digest=manifest.digest,
-            files=tuple(files),
+            files=files,
             intervals=tuple(self._timeline.drain()),
         )
 

@@ -51,7 +51,9 @@ def share(sequences: list[Sequence], rank: int, ranks: int) -> list[Sequence]:
     return [sequences[i] for i in order[rank::ranks]]
 
 
-def split(sequences: list[Sequence], max_tokens: int, pieces: int | None = None) -> list[list[Sequence]]:
+def split(
+    sequences: list[Sequence], max_tokens: int, pieces: int | None = None
+) -> list[list[Sequence]]:
     """Runs of sequences whose padded size stays within `max_tokens` (one sequence may exceed it alone).
 
     With `pieces`, exactly so many runs: empty ones are appended, for ranks that must take part in the others'

@@ -29,9 +29,7 @@ def sequences(
     return [_sequence(tokenizer, environment.train_prompt(ordinal)) for ordinal in ordinals]
 
 
-def probe(
-    environment: Environment, tokenizer: Any, num_tokens: int
-) -> tuple[tuple[int, ...], ...]:
+def probe(environment: Environment, tokenizer: Any, num_tokens: int) -> tuple[tuple[int, ...], ...]:
     """Token ids of held-out prompts with their answers; at least `num_tokens` tokens that are predicted.
 
     The same for every run of an environment and tokenizer. Raises ValueError if the held-out prompts are too

@@ -85,7 +85,9 @@ def unpack(manifest: Manifest, buckets: list[torch.Tensor]) -> dict[str, torch.T
     """Views into the buckets, by name; raises ValueError if a bucket has another size than the manifest says."""
     for index, (bucket, size) in enumerate(zip(buckets, manifest.bucket_bytes, strict=True)):
         if bucket.numel() != size:
-            raise ValueError(f"bucket {index} has {bucket.numel()} bytes where the manifest says {size}")
+            raise ValueError(
+                f"bucket {index} has {bucket.numel()} bytes where the manifest says {size}"
+            )
     tensors = {}
     for slot in manifest.slots:
         flat = buckets[slot.bucket][slot.offset_bytes : slot.offset_bytes + slot.size_bytes]

@@ -77,7 +77,8 @@ class TorchStoreWeightTransferEngine(
     def receive_weights(self, update_info: TorchStoreUpdateInfo) -> None:
         """Load version `update_info.policy_version`; KeyError if it was not staged."""
         tensors = _staged[update_info.policy_version]
-        self.model.load_weights(iter(tensors.items()))
+        load_weights: Any = self.model.load_weights
+        load_weights(iter(tensors.items()))
 
     def finish_weight_update(self) -> None:
         """Repack and tie; the staged copy is let go."""

@@ -1,0 +1,71 @@
+"""Evaluation on held-out prompts."""
+
+from __future__ import annotations
+
+from forge_core.actors.messages import (
+    DrawnPrompt,
+    GenerateReply,
+    GenerateRequest,
+    ScoreReply,
+    ScoreRequest,
+)
+from storage import facts, layout
+from tasks.calls import on_replicas, score_part
+from tasks.run import current
+from tasks.stage import stage
+
+
+@stage
+async def evaluate(name: str, policy_version: int) -> None:
+    """Answer the held-out prompts, once sampled as in training with fixed seeds and once greedily, and score them.
+
+    Idempotent by name: a second evaluation of one name replaces the first.
+    """
+    run = current()
+    prompts = run.environment.test_prompts(run.config.evaluation.num_prompts)
+    drawn = [
+        DrawnPrompt(draw=i, group_id=f"{run.run_id}-{name}-{i:08d}", prompt=prompt)
+        for i, prompt in enumerate(prompts)
+    ]
+    requests = [
+        (
+            replica,
+            GenerateRequest(
+                run_id=run.run_id,
+                key_prefix=layout.generated_prefix(run.run_id, f"{name}-{replica:03d}"),
+                prompts=tuple(drawn[replica :: run.config.generators.replicas]),
+                num_samples=2,
+                num_greedy=1,
+                policy_version=policy_version,
+            ),
+        )
+        for replica in range(min(run.config.generators.replicas, len(drawn)))
+    ]
+    replies: list[GenerateReply] = await on_replicas(run, "evaluate", requests)
+    new: list[facts.Fact] = [
+        run.intervals(f"generator-{replica}", reply.intervals)
+        for (replica, _), reply in zip(requests, replies, strict=True)
+    ]
+    scored: list[ScoreReply] = []
+    for (replica, _), reply in zip(requests, replies, strict=True):
+        if reply.too_long or reply.part is None:
+            raise ValueError(
+                f"sampling.max_tokens {run.config.sampling.max_tokens} leaves no room for held-out prompts such as "
+                f"{(reply.too_long or ('?',))[0]}; lower it or shorten environment.prompt_template"
+            )
+        prefix = layout.evaluation_prefix(run.run_id, f"{name}-{replica:03d}")
+        request = ScoreRequest(run_id=run.run_id, part=reply.part, key_prefix=prefix)
+        scored.append(await score_part(run, request))
+    new += [run.intervals("verifier", reply.intervals) for reply in scored]
+    sampled, greedy = (sum(r.reward_by_sample[i] for r in scored) / len(drawn) for i in (0, 1))
+    run.append(
+        facts.Evaluated(
+            name=name,
+            policy_version=policy_version,
+            sampled=sampled,
+            greedy=greedy,
+            num_prompts=len(drawn),
+            parts=tuple(reply.part for reply in scored),
+        ),
+        *new,
+    )

@@ -1,0 +1,174 @@
+"""A step: train on a batch, publish the weights, keep a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from forge_core.actors.messages import (
+    CheckpointReply,
+    LoadReply,
+    PublishReply,
+    TrainReply,
+    TrainRequest,
+)
+from storage import facts, layout
+from tasks.references import Generation, StepBatch, Trained
+from tasks.run import ActiveRun, current
+from tasks.stage import stage
+
+
+class BoundExceeded(RuntimeError):
+    """A bound of the config that the run promised to keep is broken; trying again would not mend it."""
+
+
+@stage
+async def train(batch: StepBatch, generation: Generation) -> Trained:
+    """Train one step and log it.
+
+    Idempotent by step: the trainer answers again for the step it completed last, and a step that the log has is not
+    logged twice. Raises BoundExceeded if, on-policy, the trainer's logprobs differ from the recorded ones.
+    """
+    run = current()
+    request = TrainRequest(
+        run_id=run.run_id, step=batch.step, commits=batch.commits, group_ids=batch.group_ids
+    )
+    reply: TrainReply = (
+        await run.meshes.trainer.call(
+            "train", request, timeout_seconds=run.config.timeouts.stage_seconds
+        )
+    )[0]
+    _check_on_policy(run, reply)
+    metrics = {**batch.metrics, **reply.metrics}
+    if generation.seconds > 0:
+        metrics["generate/tokens_per_second"] = generation.response_tokens / generation.seconds
+    metrics["train/seconds"] = reply.seconds
+    new: list[facts.Fact] = [run.intervals("trainer", reply.intervals)]
+    if batch.step not in run.ledger.steps:
+        new.append(
+            facts.Step(
+                step=batch.step,
+                group_ids=batch.group_ids,
+                score_set="run",
+                weights_digest=reply.weights_digest,
+                policy_version=batch.step,
+                optimizer_updates=reply.optimizer_updates,
+                age_max=reply.age_max,
+                age_mean=reply.age_mean,
+                metrics=metrics,
+                checkpoint=None,
+            )
+        )
+    run.append(*new)
+    return Trained(step=batch.step, weights_digest=reply.weights_digest)
+
+
+def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
+    """Recorded logprobs are those of the weights in training when no version lies between them.
+
+    This sees what the probe cannot: tokens that were sampled over a stale prefix cache, or a shifted mask.
+    """
+    gap = reply.metrics.get("sampling/sampling_logp_difference/max")
+    if gap is not None and reply.age_max == 0 and gap > run.config.parity.max_max:
+        raise BoundExceeded(
+            f"step {reply.step}: logprobs recorded at sampling differ from the trainer's by {gap:.3g} nats, above "
+            f"parity.max_max {run.config.parity.max_max:g}; generation and training do not agree on the policy"
+        )
+
+
+@stage
+async def publish(policy_version: int) -> None:
+    """Send the trainer's weights to every generator, and see that they arrived.
+
+    Idempotent by version. Raises BoundExceeded if a digest differs or the probe's logprobs are too far apart.
+    """
+    run = current()
+    timeout = run.config.timeouts.call_seconds
+    put: PublishReply = (
+        await run.meshes.trainer.call("publish", run.probe, timeout_seconds=timeout)
+    )[0]
+    if put.manifest.policy_version != policy_version:
+        raise BoundExceeded(
+            f"the trainer published version {put.manifest.policy_version} instead of {policy_version}"
+        )
+    answers = await asyncio.gather(
+        *(
+            mesh.call("load_version", put.manifest, run.probe, timeout_seconds=timeout)
+            for mesh in run.meshes.generators
+        )
+    )
+    loaded: list[LoadReply] = [answer[0] for answer in answers]
+    for mesh, reply in zip(run.meshes.generators, loaded, strict=True):
+        if reply.digest != put.manifest.digest:
+            raise BoundExceeded(
+                f"{mesh.name} received other bytes of version {policy_version} than the trainer sent"
+            )
+    parity = _parity(put, loaded)
+    replies: list[PublishReply | LoadReply] = [put, *loaded]
+    seconds = max(i.end - i.start for r in replies for i in r.intervals if i.kind == "weights")
+    run.append(
+        facts.Published(
+            policy_version=policy_version,
+            weights_digest=put.manifest.digest,
+            parity=parity,
+            bytes=put.manifest.total_bytes,
+            seconds=seconds,
+        ),
+        run.intervals("trainer", put.intervals),
+        *(
+            run.intervals(mesh.name, reply.intervals)
+            for mesh, reply in zip(run.meshes.generators, loaded, strict=True)
+        ),
+    )
+    _check_parity(run, policy_version, parity)
+
+
+def _parity(put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
+    ours = np.concatenate([np.asarray(row) for row in put.probe_logprobs])
+    gaps = np.stack(
+        [
+            np.abs(np.concatenate([np.asarray(row) for row in reply.probe_logprobs]) - ours)
+            for reply in loaded
+        ]
+    )
+    return facts.Parity(
+        mean=float(gaps.mean()),
+        max=float(gaps.max()),
+        tokens=int(ours.size),
+        entropy=put.probe_entropy,
+    )
+
+
+def _check_parity(run: ActiveRun, policy_version: int, parity: facts.Parity) -> None:
+    bound = run.config.parity
+    if not (parity.mean <= bound.max_mean and parity.max <= bound.max_max):
+        raise BoundExceeded(
+            f"version {policy_version}: trainer and generator differ on the probe by {parity.mean:.3g} (mean) and "
+            f"{parity.max:.3g} (max) nats, above parity.max_mean {bound.max_mean:g} or max_max {bound.max_max:g}"
+        )
+    if not parity.entropy >= bound.min_entropy:
+        raise BoundExceeded(
+            f"version {policy_version}: the probe's mean entropy is {parity.entropy:.3g} nats, below "
+            f"parity.min_entropy {bound.min_entropy:g}: too certain to show a difference"
+        )
+
+
+@stage
+async def checkpoint(step: int) -> str:
+    """Store all state after a step; returns the folder's key. Idempotent by step: it counts once the log has it."""
+    run = current()
+    key = layout.checkpoint_folder(run.run_id, step)
+    if step in run.ledger.checkpoints:
+        return key
+    answers: list[CheckpointReply] = await run.meshes.trainer.call(
+        "write_checkpoint", key, timeout_seconds=run.config.timeouts.stage_seconds
+    )
+    reply = answers[0]
+    run.append(
+        facts.Checkpoint(
+            step=step, key=key, weights_digest=reply.weights_digest, files=reply.files
+        ),
+        run.intervals("trainer", reply.intervals),
+    )
+    return key
