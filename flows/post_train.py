@@ -15,7 +15,7 @@ from tasks.prepare import build_model, warm_start
 from tasks.run import ActiveRun, open_run
 
 
-@flow(name="post-train", persist_result=False)
+@flow(name="post-train", flow_run_name="{run_id}", persist_result=False)
 async def post_train(config: RunConfig, store: str, run_id: str) -> None:
     """Run a config to its end.
 

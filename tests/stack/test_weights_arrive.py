@@ -1,0 +1,183 @@
+"""Weights go from trainer to generator, and what generates is what trains.
+
+The prompts here are long, so that vLLM's prefix cache holds whole blocks of them: a cache that outlived its
+weights shows in the logprobs that are recorded at sampling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from forge_core.actors.messages import (
+    DrawnPrompt,
+    GenerateRequest,
+    LoadReply,
+    PublishReply,
+    TrainReply,
+    TrainRequest,
+)
+from forge_core.config import RunConfig
+from forge_core.environments.base import Prompt, prompt_id
+from forge_core.meshes import Meshes, open_meshes
+from storage import layout
+from storage.episodes import SCHEMA
+from storage.objects import LocalStore
+from storage.parts import commit_part, read_part
+
+RUN = "weights"
+TEXT = "The quick brown fox jumps over the lazy dog. " * 8
+CONFIG = RunConfig.model_validate(
+    {
+        "seed": 3,
+        "group_size": 4,
+        "groups_per_step": 2,
+        "sampling": {"max_tokens": 24, "temperature": 0.7},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "max_gradient_norm": 100.0},
+        "environment": {"name": "spell_backward"},
+    }
+)
+CALL_SECONDS = 120.0
+
+
+@dataclass
+class Seen:
+    """What both sides said at two versions."""
+
+    published: list[PublishReply]
+    loaded: list[LoadReply]
+    trained: list[TrainReply]
+    sampled: list[list[dict[str, Any]]]
+    """Rows of the generated part at each version."""
+
+
+def _prompts() -> tuple[DrawnPrompt, ...]:
+    return tuple(
+        DrawnPrompt(
+            draw=draw,
+            group_id=layout.group_id(RUN, draw),
+            prompt=Prompt(
+                prompt_id=prompt_id("test", text, ""),
+                text=text,
+                answer="",
+                target="",
+                index=draw,
+                environment="test",
+                metadata={},
+            ),
+        )
+        for draw, text in enumerate([TEXT + "One:", TEXT + "Two:"])
+    )
+
+
+@asynccontextmanager
+async def _meshes(folder: Path) -> AsyncIterator[tuple[Meshes, LocalStore]]:
+    store = LocalStore(folder / "store")
+    async with open_meshes(CONFIG, store.uri, folder, time.time()) as meshes:
+        yield meshes, store
+
+
+async def _watch(folder: Path) -> Seen:
+    """Publish, sample, train on what was sampled, publish and sample the same prompts again."""
+    async with _meshes(folder) as (meshes, store):
+
+        async def call(mesh: Any, name: str, *arguments: Any) -> Any:
+            return (await mesh.call(name, *arguments, timeout_seconds=CALL_SECONDS))[0]
+
+        trainer, generator = meshes.trainer, meshes.generators[0]
+        model = str(folder / "model")
+        await call(trainer, "build_model", model)
+        await asyncio.gather(call(trainer, "load", model), call(generator, "load", model))
+        probe = await call(trainer, "encode_probe", 256)
+        await call(trainer, "warm_start")
+        seen = Seen([], [], [], [])
+        for version in range(3):
+            seen.published.append(await call(trainer, "publish", probe))
+            seen.loaded.append(
+                await call(generator, "load_version", seen.published[-1].manifest, probe)
+            )
+            request = GenerateRequest(
+                run_id=RUN,
+                key_prefix=f"generated/{version}",
+                prompts=_prompts(),
+                num_samples=CONFIG.group_size,
+                policy_version=version,
+            )
+            reply = await call(generator, "generate", request)
+            table = read_part(store, reply.part)
+            seen.sampled.append(table.to_pylist())
+            # Rewards that differ within each group, whatever was sampled.
+            rewards = pa.array([float(i % 4) for i in range(table.num_rows)])
+            scored = table.set_column(
+                table.schema.get_field_index("reward"), SCHEMA.field("reward"), rewards
+            )
+            commit = commit_part(store, RUN, f"round-{version}", scored)
+            seen.trained.append(
+                await call(
+                    trainer,
+                    "train",
+                    TrainRequest(
+                        run_id=RUN,
+                        step=version + 1,
+                        commits=(layout.commit_key(RUN, commit.key),),
+                        group_ids=commit.group_ids,
+                    ),
+                )
+            )
+    return seen
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return asyncio.run(_watch(tmp_path_factory.mktemp("weights")))
+
+
+def test_the_bytes_arrive(seen: Seen) -> None:
+    sent = [reply.manifest.digest for reply in seen.published]
+    assert [reply.digest for reply in seen.loaded] == sent
+    assert len(set(sent)) == 3
+    assert sent[1:] == [reply.weights_digest for reply in seen.trained[:2]]
+
+
+def test_both_sides_score_the_probe_alike(seen: Seen) -> None:
+    """The weights really differ between versions, and the generator's say what the trainer's say."""
+    before: np.ndarray | None = None
+    for put, loaded in zip(seen.published, seen.loaded, strict=True):
+        ours = np.concatenate([np.asarray(row) for row in put.probe_logprobs])
+        theirs = np.concatenate([np.asarray(row) for row in loaded.probe_logprobs])
+        assert ours.size >= 256
+        assert put.probe_entropy > 0.1
+        assert np.abs(ours - theirs).mean() <= 1e-3
+        assert np.abs(ours - theirs).max() <= 1e-2
+        if before is not None:
+            assert np.abs(ours - before).mean() > 0.1
+        before = ours
+
+
+def test_recorded_logprobs_are_those_of_the_policy_in_training(seen: Seen) -> None:
+    """Through the prefix cache, at a temperature other than 1, at every version."""
+    for rows, trained in zip(seen.sampled, seen.trained, strict=True):
+        assert all(len(row["prompt_token_ids"]) > 256 for row in rows)
+        assert trained.metrics["sampling/sampling_logp_difference/max"] <= 1e-2
+        assert trained.metrics["sampling/sampling_logp_difference/mean"] <= 1e-3
+        assert all(math.isfinite(logprob) for row in rows for logprob in row["logprobs"])
+
+
+def test_each_token_names_its_version(seen: Seen) -> None:
+    for version, rows in enumerate(seen.sampled):
+        assert {v for row in rows for v in row["token_policy_versions"]} == {version}
+
+
+def test_seeds_follow_from_ids(seen: Seen) -> None:
+    assert len({row["seed"] for row in seen.sampled[0]}) == len(seen.sampled[0])
+    assert [r["seed"] for r in seen.sampled[0]] == [r["seed"] for r in seen.sampled[2]]
