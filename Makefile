@@ -10,7 +10,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make bench   run the benchmarks"
-	@echo "make prove   show that one promise holds: make prove BAR=2"
+	@echo "make prove   show that one promise holds: make prove BAR=learning"
 	@echo "make server  start a Prefect server to watch runs in"
 	@echo "make clean   remove .venv, caches and the demo's store"
 
@@ -34,7 +34,7 @@ bench: setup
 	done
 
 prove: setup
-	@test -n "$(BAR)" || { echo "Say which promise: make prove BAR=2" >&2; exit 2; }
+	@test -n "$(BAR)" || { echo "Say which promise: make prove BAR=learning" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.prove --bar $(BAR)
 
 server: setup

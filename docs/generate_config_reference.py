@@ -63,6 +63,11 @@ that are not finite. Beyond single values:
 - `max_policy_age` other than 0 in regime sync.
 - `model.tiny.hidden_size` must be divisible by `model.tiny.num_heads`, and that by `model.tiny.num_kv_heads`.
 
+And what does not fit the machine, the model or the task: a store that cannot be written, a run id that it has, more
+GPUs than there are, a model directory without config, safetensors weights or tokenizer, a task, parameter or template
+that does not resolve, a warm start on a task without reference answers, prompt plus `sampling.max_tokens` longer than
+the model's context.
+
 A refusal is at most two lines on the error stream, and exit code 2; the store is left as it was.
 """
 

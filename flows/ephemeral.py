@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -69,7 +70,11 @@ def surroundings() -> Iterator[Path]:
     finally:
         assert keeper.stdin is not None
         keeper.stdin.close()
-        keeper.wait(_CLOSE_SECONDS)
+        try:
+            keeper.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            keeper.kill()  # the server dies with it
+            shutil.rmtree(workdir, ignore_errors=True)
 
 
 def _free_port() -> int:

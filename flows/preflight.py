@@ -14,6 +14,7 @@ from typing import Any
 from flows.model_directory import HUB_PREFIX, ModelDirectory
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
+from forge_core.meshes import place
 from storage import layout
 from storage.objects import check_writable, open_store
 
@@ -44,6 +45,7 @@ def preflight(config: RunConfig, store_uri: str, *, run_id: str | None = None) -
 def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None) -> dict[str, Any]:
     """The resolved config, and which processes a run of it would start on which devices."""
     generators, trainer = config.generators, config.trainer
+    placement = place(config)
     meshes = {
         "generators": {
             "meshes": generators.replicas,
@@ -59,7 +61,7 @@ def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None
             "threads_per_process": trainer.threads,
             "runs": f"one rank of FSDP2 over {'nccl' if trainer.device == 'cuda' else 'gloo'}",
         },
-        "verifiers": {
+        "verifier": {
             "meshes": 1,
             "processes_per_mesh": 1,
             "device": "cpu",
@@ -80,7 +82,12 @@ def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None
         "model": config.model.path or f"tiny model, made from seed {config.seed}",
         "episodes_per_step": config.groups_per_step * config.group_size,
         "meshes": meshes,
-        "gpus": {"needed": _needed_gpus(config), "present": count_gpus()},
+        "gpus": {
+            "needed": _needed_gpus(config),
+            "present": count_gpus(),
+            "trainer": placement.trainer,
+            "generators": placement.generators,
+        },
         "cores": len(os.sched_getaffinity(0)),
         "config": config.model_dump(mode="json"),
     }
@@ -101,8 +108,8 @@ def count_gpus() -> int:
 
 
 def _needed_gpus(config: RunConfig) -> int:
-    replicas = config.generators.replicas if config.generators.device == "cuda" else 0
-    return replicas + (config.trainer.ranks if config.trainer.device == "cuda" else 0)
+    placement = place(config)
+    return len(placement.trainer) + sum(len(gpus) for gpus in placement.generators)
 
 
 def _check_gpus(config: RunConfig) -> None:

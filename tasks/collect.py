@@ -11,7 +11,7 @@ from storage.records import Commit, read_record
 from tasks.calls import on_replicas, score_part
 from tasks.references import Generation, Scored, StepBatch
 from tasks.run import ActiveRun, current
-from tasks.stage import stage
+from tasks.stage import attempt, stage
 
 
 @stage
@@ -35,6 +35,7 @@ async def generate(step: int) -> Generation:
                 prompts=tuple(drawn[replica :: config.generators.replicas]),
                 num_samples=config.group_size,
                 policy_version=step - 1,
+                attempt=attempt(),
             ),
         )
         for replica in range(config.generators.replicas)

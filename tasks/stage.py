@@ -52,12 +52,12 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         try:
             return await function(*args, **kwargs)
         except TRANSIENT as error:
-            attempt = _attempt()
-            if attempt <= run.config.retry.attempts:
+            lost = attempt()
+            if lost <= run.config.retry.attempts:
                 run.append(
                     facts.Retry(
                         stage=name,
-                        attempt=attempt,
+                        attempt=lost,
                         cause=f"{type(error).__name__}: {error}"[:2000],
                         seconds=time.monotonic() - started,
                     )
@@ -85,6 +85,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
     return call
 
 
-def _attempt() -> int:
+def attempt() -> int:
+    """Which attempt of the current stage this is, from 1."""
     context = TaskRunContext.get()
     return context.task_run.run_count if context else 1

@@ -59,18 +59,17 @@ class Generator(Actor):
 
     @endpoint
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Sample and store. Raises ValueError if the engine holds another version than the request asks for.
+        """Sample, from an empty prefix cache, and store.
 
+        Raises ValueError if the engine holds another version than the request asks for.
         Repeating a request stores the same tokens: seeds follow from run seed and ids.
         """
         return await self._generate(request, evaluate=False)
 
     @endpoint
     async def evaluate(self, request: GenerateRequest) -> GenerateReply:
-        """As `generate`, for held-out prompts; the prefix cache is cleared afterwards."""
-        reply = await self._generate(request, evaluate=True)
-        self._engine.reset_prefix_cache()
-        return reply
+        """As `generate`, for held-out prompts."""
+        return await self._generate(request, evaluate=True)
 
     @endpoint
     async def load_version(
@@ -85,8 +84,6 @@ class Generator(Actor):
             digest = packing.digest(tensors)
             self._engine.load_version(manifest.policy_version, tensors)
             scored = await self._engine.run([self._engine.score(list(ids)) for ids in probe])
-            # The probe left its own prefixes behind; a round starts from an empty cache.
-            self._engine.reset_prefix_cache()
         return LoadReply(
             digest=digest,
             probe_logprobs=tuple(tuple(logprobs) for logprobs in scored),
@@ -106,6 +103,8 @@ class Generator(Actor):
             )
         with self._timeline.during("evaluate" if evaluate else "generate"):
             started = time.monotonic()
+            # Also on a retry: what is cached decides how a batch is made up, and so the last bit of a logprob.
+            self._engine.reset_prefix_cache()
             fitting = [p for p in request.prompts if self._fits(p)]
             episodes = await self._sample(request, fitting, "evaluate" if evaluate else "train")
             seconds = time.monotonic() - started

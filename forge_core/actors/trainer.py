@@ -78,7 +78,8 @@ class Trainer(Actor):
         from forge_core.model import load_causal_lm
 
         with self._timeline.during("startup"):
-            self._join()
+            if not dist.is_initialized():  # a retried load finds the group standing
+                self._join()
             torch.manual_seed(self._config.seed)
             model = load_causal_lm(model_dir)
             self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -239,7 +240,10 @@ class Trainer(Actor):
 
     @endpoint
     async def write_checkpoint(self, key: str) -> CheckpointReply:
-        """Store weights in Hugging Face layout, with optimizer and random state beside them."""
+        """Store weights in Hugging Face layout, with the optimizer's state beside them.
+
+        There is no random state to keep: seeds of samples follow from ids, and training draws nothing.
+        """
         from forge_core.checkpoint import write_checkpoint
 
         assert self._weights is not None, "a checkpoint follows warm_start or train"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Finished, Start
+from harness import Finished, Start
 
 CONSTANT = """
 from forge_core.environments.reasoning_gym import ReasoningGymEnvironment

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import command
+from harness import command
 
 LEFT_SECONDS = 5.0
 MARK = "FORGEFLOW_TEST_MARK"
@@ -101,6 +101,13 @@ def test_nothing_is_left(
     assert len(before) >= 8
     assert any("uvicorn" in " ".join(process.cmdline()) for process in before)
     assert list(victim.temp.iterdir())
+    listening = {
+        connection.laddr.ip
+        for process in before
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
 
     victim.process.send_signal(number)
     deadline = time.monotonic() + LEFT_SECONDS

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow.parquet as pq
-from conftest import QUIET_ENGINE, Finished, command, task_runs
+from harness import QUIET_ENGINE, Finished, command, task_runs
 
 KEYS = {
     "run_id": None,

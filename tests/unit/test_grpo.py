@@ -112,8 +112,9 @@ def test_on_policy_the_gradient_is_the_policy_gradient(arrays: Arrays) -> None:
     arrays["sampled"] = arrays["logprobs"]
     logprobs = torch.tensor(arrays["logprobs"], requires_grad=True)
     loss_of(arrays, 4.0, logprobs).loss.backward()
+    assert logprobs.grad is not None
     wanted = -arrays["advantages"][:, None] * arrays["mask"] / 4.0
-    np.testing.assert_allclose(logprobs.grad, wanted, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(logprobs.grad.numpy(), wanted, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +148,12 @@ def test_only_the_ratio_that_ran_ahead_of_its_advantage_is_clipped(
 
 
 def test_a_mask_shifted_by_one_is_another_loss(arrays: Arrays) -> None:
-    shifted = {**arrays, "mask": np.roll(arrays["mask"], 1, axis=1)}
-    difference = float(loss_of(shifted, 13.0).loss) - float(loss_of(arrays, 13.0).loss)
-    assert abs(difference) > 1e-2
+    right = float(loss_of(arrays, 13.0).loss)
+    for shift in (-1, 1):
+        shifted = {**arrays, "mask": np.roll(arrays["mask"], shift, axis=1)}
+        found = float(loss_of(shifted, 13.0).loss)
+        assert abs(found - right) > 1e-3
+        assert found == pytest.approx(expected_loss(shifted, 13.0), rel=1e-12)
 
 
 def test_what_lies_off_the_mask_has_no_say(arrays: Arrays) -> None:

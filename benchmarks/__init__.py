@@ -1,0 +1,1 @@
+"""Benchmarks, and proofs of what takes longer than a test may."""

@@ -1,0 +1,195 @@
+"""Proofs that take longer than a test may: `make prove BAR=learning`.
+
+Each runs what a person would run, judges it, writes a dated record under docs/records, and exits 1 if it is missed.
+
+    learning   the tiny preset, seeds 0, 1 and 2: evaluation before at most 0.4, after at least 0.8
+    latency    from command to the first reinforcement step at most 90 s, the warm start at most 45 s of them
+    defects    five defects, planted one after the other in a copy of the code: each makes the tests fail
+    offline    the tiny preset in a network namespace that has nothing but loopback
+    bitwise    the same config twice, under other run ids: the same weights to the bit
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import write_record
+
+ROOT = Path(__file__).parents[1]
+FORGEFLOW = str(Path(sys.executable).parent / "forgeflow")
+
+# What is planted, where, and which tests must fail of it.
+DEFECTS: dict[str, tuple[str, str, str, str]] = {
+    "advantage's sign": (
+        "forge_core/algorithms/grpo.py",
+        "centred_NG = rewards_NG - rewards_NG.mean(dim=1, keepdim=True)",
+        "centred_NG = rewards_NG.mean(dim=1, keepdim=True) - rewards_NG",
+        "tests/unit/test_grpo.py",
+    ),
+    "mask shifted by one": (
+        "forge_core/algorithms/batch.py",
+        "start = sequence.num_prompt_tokens - 1",
+        "start = sequence.num_prompt_tokens",
+        "tests/unit/test_batch.py",
+    ),
+    "prefix cache not reset": (
+        "forge_core/actors/engine.py",
+        "if not self._llm.reset_prefix_cache():",
+        "if False:",
+        "tests/stack/test_weights_arrive.py",
+    ),
+    "stale tied lm_head": (
+        "forge_core/actors/generator.py",
+        "self._engine.load_version(manifest.policy_version, tensors)",
+        'self._engine.load_version(manifest.policy_version, {n: t for n, t in tensors.items() if "lm_head" not in n})',
+        "tests/stack/test_weights_arrive.py",
+    ),
+    "weights of the version before": (
+        "forge_core/actors/generator.py",
+        "self._engine.load_version(manifest.policy_version, tensors)",
+        'self._engine.load_version(manifest.policy_version, self.__dict__.setdefault("held", tensors))',
+        "tests/stack/test_weights_arrive.py",
+    ),
+}
+
+
+def run_preset(store: str, *arguments: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run the tiny preset in a fresh process; its run.json, with the time the command took as `wall_seconds`."""
+    started = time.monotonic()
+    result = subprocess.run(
+        [*prefix, FORGEFLOW, "run", "--preset", "tiny", "--store", store, "--json", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1200,
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"forgeflow run {' '.join(arguments)} exited {result.returncode}")
+    summary: dict[str, Any] = json.loads(result.stdout)
+    summary["wall_seconds"] = time.monotonic() - started
+    return summary
+
+
+def prove_learning() -> tuple[bool, dict[str, Any]]:
+    """Three seeds."""
+    seeds: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as store:
+        for seed in (0, 1, 2):
+            summary = run_preset(store, "--set", f"seed={seed}")
+            figures = {key: summary[key] for key in ("eval", "parity", "groups", "wall_seconds")}
+            seeds[str(seed)] = figures
+    ok = all(s["eval"]["initial"] <= 0.4 and s["eval"]["final"] >= 0.8 for s in seeds.values())
+    return ok, {"seeds": seeds}
+
+
+def prove_latency() -> tuple[bool, dict[str, Any]]:
+    """Wall time until the log has the first step."""
+    with tempfile.TemporaryDirectory() as store:
+        started = time.time()
+        summary = run_preset(store, "--set", "steps=1")
+        first = warm = 0.0
+        for path in sorted((Path(store) / "runs" / summary["run_id"] / "log").iterdir()):
+            entry = json.loads(path.read_bytes())
+            for fact in entry["facts"]:
+                if fact["kind"] == "step":
+                    first = entry["at"] - started
+                if fact["kind"] == "warm_started":
+                    warm = fact["seconds"]
+    result = {"first_step_seconds": first, "warm_start_seconds": warm}
+    return 0 < first <= 90 and 0 < warm <= 45, result
+
+
+def prove_defects() -> tuple[bool, dict[str, Any]]:
+    """The tests pass on an unharmed copy and fail on each harmed one."""
+    outcome: dict[str, Any] = {}
+    targets = sorted({tests for *_, tests in DEFECTS.values()})
+    outcome["without a defect"] = _tests_pass(targets, None)
+    for name, (file, right, wrong, tests) in DEFECTS.items():
+        outcome[name] = _tests_pass([tests], (file, right, wrong))
+    failed = [passed for name, passed in outcome.items() if name != "without a defect"]
+    return outcome["without a defect"] and not any(failed), {"tests_pass": outcome}
+
+
+def _tests_pass(tests: list[str], defect: tuple[str, str, str] | None) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".venv", ".git", "forge-store", "__pycache__", ".prefect")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        if defect:
+            file, right, wrong = defect
+            text = (copy / file).read_text()
+            if text.count(right) != 1:
+                raise RuntimeError(f"{file} holds {text.count(right)} times: {right}")
+            (copy / file).write_text(text.replace(right, wrong))
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", *tests],
+            cwd=copy,
+            # Before the installed packages, also in the processes that the tests start.
+            env={**os.environ, "PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        print(f"{defect and defect[2]}: {result.stdout.strip().splitlines()[-1]}", flush=True)
+        # 0: all passed, 1: some failed; anything else means that they did not run.
+        if result.returncode not in (0, 1):
+            raise RuntimeError(result.stdout[-2000:] + result.stderr[-2000:])
+        return result.returncode == 0
+
+
+def prove_offline() -> tuple[bool, dict[str, Any]]:
+    """The whole preset where no other address than loopback exists (needs the right to make a namespace)."""
+    loopback_only = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    with tempfile.TemporaryDirectory() as store:
+        summary = run_preset(store, prefix=loopback_only)
+    result = {"status": summary["status"], "wall_seconds": summary["wall_seconds"]}
+    return summary["status"] == "finished", {**result, "eval": summary["eval"]}
+
+
+def prove_bitwise() -> tuple[bool, dict[str, Any]]:
+    """Two runs of ten steps."""
+    digests = []
+    with tempfile.TemporaryDirectory() as store:
+        for run_id in ("first", "second"):
+            run_preset(store, "--run-id", run_id, "--set", "steps=10")
+            log = Path(store) / "runs" / run_id / "log"
+            entries = [json.loads(path.read_bytes()) for path in sorted(log.iterdir())]
+            facts = [fact for entry in entries for fact in entry["facts"]]
+            digests.append([f["weights_digest"] for f in facts if f["kind"] == "published"])
+    return digests[0] == digests[1] and len(set(digests[0])) == 11, {"digests": digests}
+
+
+BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
+    "learning": prove_learning,
+    "latency": prove_latency,
+    "defects": prove_defects,
+    "offline": prove_offline,
+    "bitwise": prove_bitwise,
+}
+
+
+def main() -> int:
+    """Prove one bar."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--bar", required=True, choices=sorted(BARS))
+    bar = parser.parse_args().bar
+    is_met, result = BARS[bar]()
+    path = write_record(f"prove-{bar}", f"make prove BAR={bar}", {"met": is_met, **result})
+    print(json.dumps(result, indent=2))
+    print(f"{bar}: {'met' if is_met else 'MISSED'}; recorded in {path.relative_to(ROOT)}")
+    return 0 if is_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
