@@ -9,6 +9,7 @@ at most two lines that say what and how to mend it; 1: otherwise.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -80,9 +81,13 @@ def run(
     # Deferred: it brings Prefect, which takes seconds to import.
     from flows.launch import launch
 
-    raise typer.Exit(
-        launch(resolved, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose)
+    code = launch(
+        resolved, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
     )
+    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 app.command()(reports.runs)

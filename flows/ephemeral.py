@@ -41,15 +41,17 @@ _SERVER_SETTINGS = {
 
 
 @contextmanager
-def surroundings() -> Iterator[Path]:
+def surroundings() -> Iterator[subprocess.Popen[bytes]]:
     """A work folder that becomes TMPDIR, and a Prefect server if `PREFECT_API_URL` names none.
 
     Both go when the context is left, and within a second when this process is killed. The server listens on
-    127.0.0.1 and keeps its database in the work folder; `wait_for_server` waits until it answers.
+    127.0.0.1 and keeps its database in the work folder; `wait_for_server` waits until it answers. Yields the process
+    that keeps both.
     """
     workdir = Path(tempfile.mkdtemp(prefix="forgeflow-"))
     os.environ["TMPDIR"] = str(workdir)
     tempfile.tempdir = None
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     command: list[str] = []
@@ -66,7 +68,7 @@ def surroundings() -> Iterator[Path]:
         env={**os.environ, **_SERVER_SETTINGS},
     )
     try:
-        yield workdir
+        yield keeper
     finally:
         assert keeper.stdin is not None
         keeper.stdin.close()
@@ -90,14 +92,20 @@ def _server_command(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "--factory", application, *listen, *options]
 
 
-def wait_for_server() -> None:
-    """Return when the Prefect server answers; RuntimeError naming its address if it does not."""
+def wait_for_server(keeper: subprocess.Popen[bytes]) -> None:
+    """Return when the Prefect server answers; RuntimeError naming its address if it does not, or has ended."""
     address = os.environ["PREFECT_API_URL"]
+    # Loopback is not asked for through a proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _HEALTH_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and keeper.poll() is None:
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
+            with opener.open(f"{address}/health", timeout=5):
                 return
+        except urllib.error.HTTPError:
+            return  # it answers, if only to ask who is there
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
-    raise RuntimeError(f"the Prefect server at {address} did not answer in {_HEALTH_SECONDS:g} s")
+    raise RuntimeError(
+        f"the Prefect server at {address} did not answer: see output.log, or set PREFECT_API_URL to one that does"
+    )

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -20,6 +21,7 @@ from rich.console import Console
 from flows.ephemeral import surroundings, wait_for_server
 from flows.terminal import FAILED
 from forge_core.config import RunConfig
+from forge_core.meshes import preload
 from storage import layout
 from storage.objects import open_store
 
@@ -39,9 +41,9 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     with _output_to(folder / "output.log", aside=verbose) as (out, err):
         console = Console(file=err if json_output else out, highlight=False)
-        with surroundings():
+        with surroundings() as keeper:
             console.print(f"run {run_id}: starting; its files lie in {folder}")
-            failure = _run(config, store_uri, run_id, folder, console)
+            failure = _run(config, store_uri, run_id, folder, console, keeper)
         if failure is not None:
             _explain(failure, run_id, folder, console)
         # Deferred, like all that needs Prefect: it is imported once the server has been started.
@@ -49,6 +51,9 @@ def launch(
         from storage.summary import run_summary
 
         if not store.exists(layout.config_key(run_id)):
+            if json_output:
+                json.dump({"run_id": run_id, "status": "failed", "reason": str(failure)}, out)
+                out.write("\n")
             return FAILED
         summary = run_summary(store, run_id)
         if json_output:
@@ -63,16 +68,22 @@ def launch(
 
 
 def _run(
-    config: RunConfig, store_uri: str, run_id: str, folder: Path, console: Console
+    config: RunConfig,
+    store_uri: str,
+    run_id: str,
+    folder: Path,
+    console: Console,
+    keeper: subprocess.Popen[bytes],
 ) -> BaseException | None:
     """What the flow raised, if anything."""
-    # Deferred: Prefect reads its settings from the environment when it is imported.
-    from flows.post_train import post_train
-    from flows.progress import LiveProgress
-    from tasks.run import listening
-    from tasks.tensorboard import TensorBoard
 
     async def main() -> None:
+        # Deferred: Prefect reads its settings from the environment when it is imported.
+        from flows.post_train import post_train
+        from flows.progress import LiveProgress
+        from tasks.run import listening
+        from tasks.tensorboard import TensorBoard
+
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -87,7 +98,9 @@ def _run(
             await post_train(config, store_uri, run_id)
 
     try:
-        wait_for_server()
+        # While the server starts, and before the loop: imports take seconds in which the loop would hear no signal.
+        preload()
+        wait_for_server(keeper)
         asyncio.run(main())
     except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
         return error

@@ -20,6 +20,8 @@ from storage.objects import check_writable, open_store
 
 _NUM_PROMPTS = 64
 """Training prompts that are rendered and measured."""
+_NUM_TEST_PROMPTS = 4
+"""Few, for only one prompt in many is held out, and some tasks are slow to make one."""
 _RENDER_SECONDS = 0.5
 """Time after which no further prompt is rendered: some tasks take a second for one."""
 
@@ -137,8 +139,8 @@ def _model_directory(config: RunConfig) -> ModelDirectory | None:
 
 def _render_prompts(environment: Environment) -> list[Prompt]:
     deadline = time.monotonic() + _RENDER_SECONDS
-    prompts = [environment.train_prompt(0)]
-    environment.test_prompts(1)
+    prompts = [environment.train_prompt(0)]  # raises if there are none to train on
+    prompts += environment.test_prompts(_NUM_TEST_PROMPTS)
     while len(prompts) < _NUM_PROMPTS and time.monotonic() < deadline:
         prompts.append(environment.train_prompt(len(prompts)))
     return prompts
@@ -159,11 +161,13 @@ def _check_context(config: RunConfig, model: ModelDirectory | None, texts: list[
         field, context = "model.tiny.context_length", config.model.tiny.context_length
         # One token per printable ASCII character and per byte of any other.
         num_tokens = max(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    elif model is None or model.context_length is None:
+    elif model is None or model.context_length is None:  # a model of the hub, not seen yet
         return
     else:
         field, context = f"the context of model.path {config.model.path!r},", model.context_length
         num_tokens = model.count_tokens(texts)
+    if config.generators.max_model_len < context:
+        field, context = "generators.max_model_len", config.generators.max_model_len
     longest = num_tokens + config.sampling.max_tokens
     if longest > context:
         raise ValueError(

@@ -118,6 +118,8 @@ class GeneratorsConfig(Section):
     """Memory of each engine's key-value cache on CPU, in GiB."""
     gpu_memory_fraction: float = Field(0.85, gt=0.0, le=0.98)
     """Share of a GPU's memory that an engine may use."""
+    max_model_len: int = Field(2048, ge=1)
+    """Longest prompt and response together, in tokens; the model's own context if that is shorter."""
     max_sequences: int = Field(512, ge=1)
     """Sequences that an engine decodes at once."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 
 def die_with_parent() -> None:
@@ -35,16 +37,23 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+def _owner_ended() -> bool:
+    ready, _, _ = select.select([0], [], [], _POLL_SECONDS)
+    return bool(ready) and not os.read(0, 1024)
+
+
 def main(arguments: list[str]) -> None:
     workdir, command = arguments[0], arguments[1:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A terminal's Ctrl-C reaches every process of its group; only the owner's end counts here.
-        signal.signal(number, signal.SIG_IGN)
+        # A handler that does nothing, rather than SIG_IGN, which the child would inherit.
+        signal.signal(number, lambda *_: None)
     child = None
     if command:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     try:
-        while os.read(0, 1024):
+        # Also when the child ends by itself: the owner sees this process gone, and need not wait for an answer.
+        while (child is None or child.poll() is None) and not _owner_ended():
             pass
     finally:
         if child is not None:

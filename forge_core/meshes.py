@@ -46,12 +46,11 @@ _PROCESS_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    # vLLM compiles a few small functions even in eager mode: seconds at every start, for nothing measurable on CPU.
-    "TORCHDYNAMO_DISABLE": "1",
     "DO_NOT_TRACK": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -114,15 +113,15 @@ class Mesh:
     async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
         """Call an endpoint on every actor; answers in rank order.
 
-        Raises what the endpoint raised (the error of the first rank that failed), or MeshCall if an actor is dead
-        or does not answer in time.
+        Raises what the endpoint raised (once all ranks have answered: the error of the lowest rank that failed), or
+        MeshCall if an actor is dead or does not answer in time.
         """
         from monarch.actor import ActorError
 
         try:
-            answers = await asyncio.wait_for(
-                getattr(self.actors, endpoint).call(*args), timeout_seconds
-            )
+            # Not `wait_for`, which on Python 3.11 can swallow a cancellation.
+            async with asyncio.timeout(timeout_seconds):
+                answers = await getattr(self.actors, endpoint).call(*args)
         except ActorError as error:
             cause = error.exception
             cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
@@ -154,6 +153,14 @@ class Meshes:
     """The verifier."""
 
 
+def preload() -> None:
+    """Import what `open_meshes` needs, which takes seconds, in which a running event loop would hear no signal."""
+    os.environ.update(_MONARCH_ENVIRONMENT)
+    import forge_core.actors.generator
+    import forge_core.actors.trainer
+    import forge_core.actors.verifier  # noqa: F401
+
+
 @asynccontextmanager
 async def open_meshes(
     config: RunConfig, store_uri: str, workdir: Path, started_at: float
@@ -164,7 +171,7 @@ async def open_meshes(
     (Unix seconds), so that what precedes their first work counts as their startup. Monarch and torch are imported
     here, not with this module.
     """
-    os.environ.update(_MONARCH_ENVIRONMENT)
+    preload()
     import monarch.actor
 
     from forge_core.actors.generator import Generator
@@ -177,6 +184,7 @@ async def open_meshes(
     placement = place(config)
     startup = config.timeouts.startup_seconds
     owned = _Processes(config.shutdown.grace_seconds, startup)
+    has_store = False
     try:
 
         async def spawn(
@@ -206,11 +214,15 @@ async def open_meshes(
             spawn("verifier", Verifier, *base, environment=_cpu(1)),
         )
         volume = await owned.start("weights", 1, _cpu(1))
+        has_store = True
         await weight_store.start(volume, timeout_seconds=startup)
         yield Meshes(generators=tuple(generators), trainer=trainer, verifier=verifier)
     finally:
-        await weight_store.forget(timeout_seconds=_FORGET_TIMEOUT_SECONDS)
-        await owned.stop()
+        try:
+            if has_store:
+                await weight_store.forget(timeout_seconds=_FORGET_TIMEOUT_SECONDS)
+        finally:
+            await owned.stop()
 
 
 def _log_fault(failure: Any) -> None:
@@ -232,7 +244,11 @@ def _visible_gpu(index: int) -> str:
 
 
 def _generator(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
-    return lambda _rank: _cpu(config.generators.threads, gpus[0] if gpus else None)
+    environment = _cpu(config.generators.threads, gpus[0] if gpus else None)
+    if not gpus:
+        # vLLM compiles a few small functions even in eager mode, which costs seconds at every start.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return lambda _rank: environment
 
 
 def _trainer(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
@@ -267,7 +283,8 @@ class _Processes:
         )
         self._meshes[name] = mesh
         info = mesh.spawn(f"{name}-process", ProcessInfo)
-        answers = await asyncio.wait_for(info.pid.call(), self._startup_seconds)
+        async with asyncio.timeout(self._startup_seconds):
+            answers = await info.pid.call()
         self._pids[name] = list(answers.values())
         return mesh
 

@@ -7,6 +7,7 @@ turns as it likes; tokens are never decoded and encoded again.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,9 +78,9 @@ class Episode:
     """Seed of the episode's samples."""
 
 
-def derive_seed(*parts: object) -> int:
+def derive_seed(*parts: str | int) -> int:
     """A seed in [0, 2**63) that depends on every part and on nothing else."""
-    text = "/".join(str(part) for part in parts)
+    text = json.dumps(parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

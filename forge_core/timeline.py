@@ -59,6 +59,7 @@ class Timeline:
         self._waits = dict(waits)
         self._default_wait = default_wait
         self._kind: Kind = "startup"
+        self._working: Kind | None = None
         self._since = started_at
         self._closed: list[Interval] = []
 
@@ -74,12 +75,14 @@ class Timeline:
 
     @contextmanager
     def during(self, kind: Kind) -> Iterator[None]:
-        """Mark work of `kind`; afterwards the process waits, for what follows such work."""
+        """Mark work of `kind`; afterwards the work around it goes on, or the process waits for what follows."""
+        outer, self._working = self._working, kind
         self._switch(kind)
         try:
             yield
         finally:
-            self._switch(self._waits.get(kind, self._default_wait))
+            self._working = outer
+            self._switch(outer or self._waits.get(kind, self._default_wait))
 
     def drain(self) -> list[Interval]:
         """The intervals since the last drain, up to now; the one under way is cut here and goes on."""

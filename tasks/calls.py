@@ -1,24 +1,52 @@
-"""Calls that several stages make."""
+"""Calls that several stages make. Each logs the intervals that came with its answers at once, so that none is lost."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TypeVar
 
-from forge_core.actors.messages import ScoreReply, ScoreRequest
+from forge_core.actors.messages import GenerateReply, LoadReply, ScoreReply, ScoreRequest
 from tasks.run import ActiveRun
 
+R = TypeVar("R", GenerateReply, LoadReply)
 
-async def on_replicas(run: ActiveRun, endpoint: str, requests: list[tuple[int, Any]]) -> list[Any]:
-    """Ask each named replica for one thing, all at once; answers in the order of the requests."""
-    timeout = run.config.timeouts.stage_seconds
+
+async def on_replicas(
+    run: ActiveRun,
+    endpoint: str,
+    arguments: dict[int, tuple[object, ...]],
+    reply_type: type[R],
+    *,
+    timeout_seconds: float,
+) -> list[R]:
+    """Call an endpoint of each named replica, all at once; answers in the order of `arguments`.
+
+    Waits for all of them, whoever fails: a retry would meet replicas that still work. Raises the first failure.
+    """
     answers = await asyncio.gather(
         *(
-            run.meshes.generators[replica].call(endpoint, request, timeout_seconds=timeout)
-            for replica, request in requests
-        )
+            run.meshes.generators[replica].call(endpoint, *given, timeout_seconds=timeout_seconds)
+            for replica, given in arguments.items()
+        ),
+        return_exceptions=True,
     )
-    return [answer[0] for answer in answers]
+    replies: dict[int, R] = {}
+    failures = []
+    for replica, answer in zip(arguments, answers, strict=True):
+        if isinstance(answer, BaseException):
+            failures.append(answer)
+        else:
+            replies[replica] = answer[0]
+    if replies:
+        run.append(
+            *(
+                run.intervals(run.meshes.generators[replica].name, reply.intervals)
+                for replica, reply in replies.items()
+            )
+        )
+    if failures:
+        raise failures[0]
+    return list(replies.values())
 
 
 async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
@@ -26,4 +54,5 @@ async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
     answers: list[ScoreReply] = await run.meshes.verifier.call(
         "score", request, timeout_seconds=run.config.timeouts.stage_seconds
     )
+    run.append(run.intervals("verifier", answers[0].intervals))
     return answers[0]

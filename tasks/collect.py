@@ -26,33 +26,36 @@ async def generate(step: int) -> Generation:
     unknown = [d for d in drawn if d.group_id not in run.ledger.groups]
     if unknown:
         run.append(_admitted(step, unknown))
-    requests = [
-        (
-            replica,
-            GenerateRequest(
-                run_id=run.run_id,
-                key_prefix=layout.generated_prefix(run.run_id, f"{step:06d}-{replica:03d}"),
-                prompts=tuple(drawn[replica :: config.generators.replicas]),
-                num_samples=config.group_size,
-                policy_version=step - 1,
-                attempt=attempt(),
-            ),
+    requests = {
+        replica: GenerateRequest(
+            run_id=run.run_id,
+            key_prefix=layout.generated_prefix(run.run_id, f"{step:06d}-{replica:03d}"),
+            prompts=tuple(drawn[replica :: config.generators.replicas]),
+            num_samples=config.group_size,
+            policy_version=step - 1,
+            attempt=attempt(),
         )
         for replica in range(config.generators.replicas)
-    ]
-    replies: list[GenerateReply] = await on_replicas(run, "generate", requests)
+    }
+    replies = await on_replicas(
+        run,
+        "generate",
+        {replica: (request,) for replica, request in requests.items()},
+        GenerateReply,
+        timeout_seconds=config.timeouts.stage_seconds,
+    )
+    by_replica = dict(zip(requests, replies, strict=True))
     new: list[facts.Fact] = []
-    for (replica, _), reply in zip(requests, replies, strict=True):
-        new.append(run.intervals(f"generator-{replica}", reply.intervals))
+    for replica, reply in by_replica.items():
         if reply.part is not None:
             new.append(_generated(step, replica, reply))
         if reply.too_long:
             new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=step))
     run.append(*new)
-    kept = [(replica, r) for (replica, _), r in zip(requests, replies, strict=True) if r.part]
+    kept = [(replica, reply.part) for replica, reply in by_replica.items() if reply.part]
     return Generation(
         round=step,
-        parts=tuple(r.part for _, r in kept if r.part),
+        parts=tuple(part for _, part in kept),
         replicas=tuple(replica for replica, _ in kept),
         response_tokens=sum(r.response_tokens for r in replies),
         seconds=max(r.seconds for r in replies),
@@ -106,7 +109,6 @@ async def score(generation: Generation) -> Scored:
     """Score a round's parts and commit them. Idempotent by round and replica: the first commit counts."""
     run = current()
     commits: list[str] = []
-    num_episodes = 0
     for replica, part in zip(generation.replicas, generation.parts, strict=True):
         request = ScoreRequest(
             run_id=run.run_id, part=part, commit=f"{generation.round:06d}-{replica:03d}"
@@ -114,9 +116,8 @@ async def score(generation: Generation) -> Scored:
         reply = await score_part(run, request)
         assert reply.commit is not None
         known = {fact.commit for fact in run.ledger.committed}
-        new: list[facts.Fact] = [run.intervals("verifier", reply.intervals)]
         if reply.commit not in known:
-            new.append(
+            run.append(
                 facts.Committed(
                     round=generation.round,
                     commit=reply.commit,
@@ -125,10 +126,8 @@ async def score(generation: Generation) -> Scored:
                     score_set="run",
                 )
             )
-        run.append(*new)
         commits.append(reply.commit)
-        num_episodes += reply.num_episodes
-    return Scored(round=generation.round, commits=tuple(commits), num_episodes=num_episodes)
+    return Scored(round=generation.round, commits=tuple(commits))
 
 
 @stage

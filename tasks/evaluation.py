@@ -12,7 +12,7 @@ from forge_core.actors.messages import (
 from storage import facts, layout
 from tasks.calls import on_replicas, score_part
 from tasks.run import current
-from tasks.stage import stage
+from tasks.stage import attempt, stage
 
 
 @stage
@@ -27,36 +27,35 @@ async def evaluate(name: str, policy_version: int) -> None:
         DrawnPrompt(draw=i, group_id=f"{run.run_id}-{name}-{i:08d}", prompt=prompt)
         for i, prompt in enumerate(prompts)
     ]
-    requests = [
-        (
-            replica,
-            GenerateRequest(
-                run_id=run.run_id,
-                key_prefix=layout.generated_prefix(run.run_id, f"{name}-{replica:03d}"),
-                prompts=tuple(drawn[replica :: run.config.generators.replicas]),
-                num_samples=2,
-                num_greedy=1,
-                policy_version=policy_version,
-            ),
+    requests = {
+        replica: GenerateRequest(
+            run_id=run.run_id,
+            key_prefix=layout.generated_prefix(run.run_id, f"{name}-{replica:03d}"),
+            prompts=tuple(drawn[replica :: run.config.generators.replicas]),
+            num_samples=2,
+            num_greedy=1,
+            policy_version=policy_version,
+            attempt=attempt(),
         )
         for replica in range(min(run.config.generators.replicas, len(drawn)))
-    ]
-    replies: list[GenerateReply] = await on_replicas(run, "evaluate", requests)
-    new: list[facts.Fact] = [
-        run.intervals(f"generator-{replica}", reply.intervals)
-        for (replica, _), reply in zip(requests, replies, strict=True)
-    ]
+    }
+    replies = await on_replicas(
+        run,
+        "evaluate",
+        {replica: (request,) for replica, request in requests.items()},
+        GenerateReply,
+        timeout_seconds=run.config.timeouts.stage_seconds,
+    )
     scored: list[ScoreReply] = []
-    for (replica, _), reply in zip(requests, replies, strict=True):
+    for replica, reply in zip(requests, replies, strict=True):
         if reply.too_long or reply.part is None:
             raise ValueError(
                 f"sampling.max_tokens {run.config.sampling.max_tokens} leaves no room for held-out prompts such as "
-                f"{(reply.too_long or ('?',))[0]}; lower it or shorten environment.prompt_template"
+                f"{reply.too_long[0]}; lower it or shorten environment.prompt_template"
             )
         prefix = layout.evaluation_prefix(run.run_id, f"{name}-{replica:03d}")
         request = ScoreRequest(run_id=run.run_id, part=reply.part, key_prefix=prefix)
         scored.append(await score_part(run, request))
-    new += [run.intervals("verifier", reply.intervals) for reply in scored]
     sampled, greedy = (sum(r.reward_by_sample[i] for r in scored) / len(drawn) for i in (0, 1))
     run.append(
         facts.Evaluated(
@@ -66,6 +65,5 @@ async def evaluate(name: str, policy_version: int) -> None:
             greedy=greedy,
             num_prompts=len(drawn),
             parts=tuple(reply.part for reply in scored),
-        ),
-        *new,
+        )
     )

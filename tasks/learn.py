@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from forge_core.actors.messages import (
     TrainRequest,
 )
 from storage import facts, layout
-from tasks.references import Generation, StepBatch, Trained
+from tasks.calls import on_replicas
+from tasks.references import Generation, StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
 
@@ -24,7 +25,7 @@ class BoundExceeded(RuntimeError):
 
 
 @stage
-async def train(batch: StepBatch, generation: Generation) -> Trained:
+async def train(batch: StepBatch, generation: Generation) -> None:
     """Train one step and log it.
 
     Idempotent by step: the trainer answers again for the step it completed last, and a step that the log has is not
@@ -40,7 +41,7 @@ async def train(batch: StepBatch, generation: Generation) -> Trained:
         )
     )[0]
     _check_on_policy(run, reply)
-    metrics = {**batch.metrics, **reply.metrics}
+    metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
     if generation.seconds > 0:
         metrics["generate/tokens_per_second"] = generation.response_tokens / generation.seconds
     metrics["train/seconds"] = reply.seconds
@@ -61,7 +62,6 @@ async def train(batch: StepBatch, generation: Generation) -> Trained:
             )
         )
     run.append(*new)
-    return Trained(step=batch.step, weights_digest=reply.weights_digest)
 
 
 def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
@@ -70,7 +70,7 @@ def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
     This sees what the probe cannot: tokens that were sampled over a stale prefix cache, or a shifted mask.
     """
     gap = reply.metrics.get("sampling/sampling_logp_difference/max")
-    if gap is not None and reply.age_max == 0 and gap > run.config.parity.max_max:
+    if gap is not None and reply.age_max == 0 and not gap <= run.config.parity.max_max:
         raise BoundExceeded(
             f"step {reply.step}: logprobs recorded at sampling differ from the trainer's by {gap:.3g} nats, above "
             f"parity.max_max {run.config.parity.max_max:g}; generation and training do not agree on the policy"
@@ -92,19 +92,15 @@ async def publish(policy_version: int) -> None:
         raise BoundExceeded(
             f"the trainer published version {put.manifest.policy_version} instead of {policy_version}"
         )
-    answers = await asyncio.gather(
-        *(
-            mesh.call("load_version", put.manifest, run.probe, timeout_seconds=timeout)
-            for mesh in run.meshes.generators
-        )
+    run.append(run.intervals("trainer", put.intervals))
+    loaded = await on_replicas(
+        run,
+        "load_version",
+        {replica: (put.manifest, run.probe) for replica in range(len(run.meshes.generators))},
+        LoadReply,
+        timeout_seconds=timeout,
     )
-    loaded: list[LoadReply] = [answer[0] for answer in answers]
-    for mesh, reply in zip(run.meshes.generators, loaded, strict=True):
-        if reply.digest != put.manifest.digest:
-            raise BoundExceeded(
-                f"{mesh.name} received other bytes of version {policy_version} than the trainer sent"
-            )
-    parity = _parity(put, loaded)
+    parity = _parity(policy_version, put, loaded)
     replies: list[PublishReply | LoadReply] = [put, *loaded]
     seconds = max(i.end - i.start for r in replies for i in r.intervals if i.kind == "weights")
     run.append(
@@ -114,17 +110,12 @@ async def publish(policy_version: int) -> None:
             parity=parity,
             bytes=put.manifest.total_bytes,
             seconds=seconds,
-        ),
-        run.intervals("trainer", put.intervals),
-        *(
-            run.intervals(mesh.name, reply.intervals)
-            for mesh, reply in zip(run.meshes.generators, loaded, strict=True)
-        ),
+        )
     )
     _check_parity(run, policy_version, parity)
 
 
-def _parity(put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
+def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
     ours = np.concatenate([np.asarray(row) for row in put.probe_logprobs])
     gaps = np.stack(
         [
@@ -132,6 +123,10 @@ def _parity(put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
             for reply in loaded
         ]
     )
+    if not (np.isfinite(gaps).all() and math.isfinite(put.probe_entropy)):
+        raise BoundExceeded(
+            f"version {policy_version} gives the probe logprobs that are not finite"
+        )
     return facts.Parity(
         mean=float(gaps.mean()),
         max=float(gaps.max()),
@@ -155,12 +150,12 @@ def _check_parity(run: ActiveRun, policy_version: int, parity: facts.Parity) -> 
 
 
 @stage
-async def checkpoint(step: int) -> str:
-    """Store all state after a step; returns the folder's key. Idempotent by step: it counts once the log has it."""
+async def checkpoint(step: int) -> None:
+    """Store all state after a step. Idempotent by step: a checkpoint counts once the log has it."""
     run = current()
     key = layout.checkpoint_folder(run.run_id, step)
     if step in run.ledger.checkpoints:
-        return key
+        return
     answers: list[CheckpointReply] = await run.meshes.trainer.call(
         "write_checkpoint", key, timeout_seconds=run.config.timeouts.stage_seconds
     )
@@ -171,4 +166,3 @@ async def checkpoint(step: int) -> str:
         ),
         run.intervals("trainer", reply.intervals),
     )
-    return key

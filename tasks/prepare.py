@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import sys
 
 from forge_core.actors.messages import WarmStartReply
 from storage import facts, layout
@@ -11,6 +11,12 @@ from tasks.run import ActiveRun, current
 from tasks.stage import stage
 
 _HUB = "hf://"
+_DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+kinds = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+print(snapshot_download(sys.argv[1], allow_patterns=kinds))
+"""
 
 
 @stage
@@ -21,7 +27,7 @@ async def build_model() -> str:
     """
     run = current()
     timeout = run.config.timeouts.startup_seconds
-    directory = await asyncio.to_thread(_model_directory, run)
+    directory = await _model_directory(run)
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
     loading = [*run.meshes.generators, run.meshes.trainer]
@@ -35,19 +41,32 @@ async def build_model() -> str:
     return directory
 
 
-def _model_directory(run: ActiveRun) -> str:
+async def _model_directory(run: ActiveRun) -> str:
     path = run.config.model.path
     if path is None:
         return str(run.store.local_path(f"{layout.run_folder(run.run_id)}model"))
     if path.startswith(_HUB):
-        # Deferred: only a config that names a hub id needs it.
-        from huggingface_hub import snapshot_download
+        return await _download(path.removeprefix(_HUB))
+    return path
 
-        return snapshot_download(
-            path.removeprefix(_HUB),
-            allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"],
-        )
-    return str(Path(path).resolve())
+
+async def _download(repository: str) -> str:
+    """Fetch a model from the hub; its folder, which is named after the commit.
+
+    In a process of its own, for a thread could not be stopped. Raises OSError if it fails.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _DOWNLOAD, repository, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise OSError(f"model.path {_HUB}{repository} could not be downloaded: see output.log")
+    return out.decode().strip().splitlines()[-1]
 
 
 @stage

@@ -35,8 +35,6 @@ class Scored(Reference):
     """The round."""
     commits: tuple[str, ...]
     """Keys of the commit records."""
-    num_episodes: int
-    """Episodes scored."""
 
 
 class StepBatch(Reference):
@@ -50,12 +48,3 @@ class StepBatch(Reference):
     """The groups, in order."""
     metrics: dict[str, float]
     """Rewards over all of the round's groups, the dropped ones among them."""
-
-
-class Trained(Reference):
-    """A completed step."""
-
-    step: int
-    """The step."""
-    weights_digest: str
-    """Digest of the weights after it."""

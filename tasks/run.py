@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import subprocess
@@ -74,7 +75,11 @@ class ActiveRun:
         self.ledger.add(entry)
         for fact in new:
             for listener in self.listeners:
-                listener(fact)
+                try:
+                    listener(fact)
+                except (Exception, SystemExit) as error:
+                    # The fact is true whoever could not be told; rich raises SystemExit on a closed pipe.
+                    logger.warning("a listener failed on %s: %s", fact.kind, error)
 
     def intervals(self, mesh: str, intervals: Iterable[Interval]) -> facts.Intervals:
         """The fact that tells a mesh's intervals."""
@@ -159,10 +164,15 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
         raise
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "cancelled"
-        log.append(facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000]))
+        # What cannot be told any more must not hide why.
+        with contextlib.suppress(OSError):
+            if ledger.end is None:
+                log.append(
+                    facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000])
+                )
+            write_run_json(store, run_id)
         raise
-    finally:
-        write_run_json(store, run_id)
+    write_run_json(store, run_id)
 
 
 @asynccontextmanager
@@ -193,16 +203,22 @@ def _cpu_model() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from; None if it is no checkout."""
+    """Commit of the checkout that this code runs from, with `-dirty` if it was changed; None if it is no checkout."""
     try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        # An installed copy may lie in somebody else's repository, which does not track it.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
     return result.stdout.strip()

@@ -23,6 +23,8 @@ R = TypeVar("R")
 TRANSIENT = (MeshCall, OSError, TimeoutError)
 """What a retry can mend: infrastructure, not the user's input or a violated bound."""
 
+_LONGEST_DELAY_SECONDS = 60.0
+
 
 def _is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.data, TRANSIENT)
@@ -32,8 +34,8 @@ def _delays(run: ActiveRun) -> list[float]:
     """Exponential back-off with jitter, in seconds; Prefect's own jitter has no effect on tasks."""
     retry = run.config.retry
     return [
-        retry.delay_seconds * 2**attempt * random.uniform(0.5, 1.5)
-        for attempt in range(retry.attempts)
+        min(_LONGEST_DELAY_SECONDS, retry.delay_seconds * 2**lost) * random.uniform(0.5, 1.5)
+        for lost in range(retry.attempts)
     ]
 
 

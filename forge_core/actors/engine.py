@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.outputs import RequestOutput
@@ -24,6 +25,7 @@ from forge_core.weights import transfer
 
 # Turns of the event loop in which a coroutine that was answered may ask again before the engine's next step.
 _SETTLE_TURNS = 3
+_BATCHED_TOKENS = 8192
 
 
 class Engine:
@@ -37,12 +39,18 @@ class Engine:
             if on_cpu
             else {"gpu_memory_utilization": config.generators.gpu_memory_fraction}
         )
+        limit = AutoConfig.from_pretrained(model_dir).max_position_embeddings
+        context = min(config.generators.max_model_len, limit)
         self._llm = LLM(
             model=model_dir,
             dtype=config.model.dtype,
             seed=config.seed,
             enforce_eager=on_cpu,
             max_num_seqs=config.generators.max_sequences,
+            max_model_len=context,
+            # On CPU vLLM cannot take back the random numbers of a seeded request whose prompt is cut in two.
+            enable_chunked_prefill=not on_cpu,
+            max_num_batched_tokens=max(_BATCHED_TOKENS, context),
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
             disable_log_stats=True,
@@ -52,7 +60,7 @@ class Engine:
         self._engine = self._llm.llm_engine
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._sampling = config.sampling
-        self._context_length = int(self._llm.model_config.max_model_len)
+        self._context_length = context
         self._request_ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
         self.policy_version = -1

@@ -54,6 +54,8 @@ class Generator(Actor):
         # Deferred: the controller imports this module too, and has no use for vLLM.
         from forge_core.actors.engine import Engine
 
+        if hasattr(self, "_engine"):  # a retry of the stage: one engine is enough
+            return
         with self._timeline.during("startup"):
             self._engine = Engine(model_dir, self._config)
 
@@ -75,13 +77,21 @@ class Generator(Actor):
     async def load_version(
         self, manifest: Manifest, probe: tuple[tuple[int, ...], ...]
     ) -> LoadReply:
-        """Fetch a version from TorchStore, serve it, and score the probe with it."""
+        """Fetch a version from TorchStore, serve it, and score the probe with it.
+
+        Raises ValueError, and goes on with the version it has, if the bytes are not those that the manifest tells.
+        """
         with self._timeline.during("weights"):
             buckets = await store.get_version(
                 manifest, timeout_seconds=self._config.timeouts.call_seconds
             )
             tensors = packing.unpack(manifest, buckets)
             digest = packing.digest(tensors)
+            if digest != manifest.digest:
+                raise ValueError(
+                    f"generator {self._replica} received other bytes of version {manifest.policy_version} than the "
+                    "trainer sent"
+                )
             self._engine.load_version(manifest.policy_version, tensors)
             scored = await self._engine.run([self._engine.score(list(ids)) for ids in probe])
         return LoadReply(

@@ -7,10 +7,11 @@ for the intervals, of which rank 0's count.
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,12 +30,14 @@ from forge_core.algorithms import warm_start
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
 from forge_core.algorithms.step import Learner, load_batch
 from forge_core.config import RunConfig
-from forge_core.environments import load_environment
+from forge_core.environments import Environment, load_environment
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
 from storage.objects import open_store
 from storage.records import FileRef
+
+T = TypeVar("T")
 
 
 class Trainer(Actor):
@@ -83,6 +86,11 @@ class Trainer(Actor):
             torch.manual_seed(self._config.seed)
             model = load_causal_lm(model_dir)
             self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+            if self._tokenizer.eos_token_id is None:
+                raise ValueError(
+                    f"model.path {model_dir!r} has a tokenizer without an end-of-sequence token: add eos_token to "
+                    "its tokenizer_config.json"
+                )
             self._model = self._shard(model)
             self._model_dir = model_dir
             self._learner = Learner(
@@ -94,8 +102,6 @@ class Trainer(Actor):
         if on_gpu:
             self._device = torch.device("cuda", 0)  # each rank sees only its own GPU
             torch.cuda.set_device(self._device)
-        else:
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             # By file: a TCP store would listen on every address of the machine.
@@ -117,8 +123,25 @@ class Trainer(Actor):
         for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
-        model.train()
+        # Without dropout: the policy that is trained is the one that sampled.
+        model.eval()
         return model
+
+    def _agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives; an error on every rank if any fails, so that none enters a collective alone."""
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+        failed = torch.tensor([int(error is not None)], dtype=torch.int32, device=self._device)
+        dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+        if failed.item():
+            raise error or OSError("another rank of the trainer could not read its batch")
+        return cast(T, result)
+
+    def _load_environment(self) -> Environment:
+        return load_environment(self._config.environment, self._config.seed)
 
     def _pad_id(self) -> int:
         pad = self._tokenizer.pad_token_id
@@ -134,11 +157,17 @@ class Trainer(Actor):
             return dataclasses.replace(self._warm_started, intervals=tuple(self._timeline.drain()))
         with self._timeline.during("warm_start"):
             started = time.monotonic()
-            environment = load_environment(self._config.environment, self._config.seed)
+            environment = self._agreed(self._load_environment)
             loss = None
             for step in range(self._config.warm_start.steps):
-                sequences = warm_start.sequences(
-                    environment, self._tokenizer, step, self._config.warm_start.batch_size
+                sequences = self._agreed(
+                    functools.partial(
+                        warm_start.sequences,
+                        environment,
+                        self._tokenizer,
+                        step,
+                        self._config.warm_start.batch_size,
+                    )
                 )
                 loss = self._learner.supervised_step(step, sequences)
             self._learner.begin_post_training()
@@ -164,10 +193,10 @@ class Trainer(Actor):
             raise ValueError(f"step {request.step} does not follow step {self._step}")
         with self._timeline.during("train"):
             started = time.monotonic()
-            batch = load_batch(self._store, request, self._config.algorithm)
+            batch = self._agreed(lambda: load_batch(self._store, request, self._config.algorithm))
             outcome = self._learner.train_step(request.step, batch.sequences)
-            self._step = request.step
             digest = self._gather(policy_version=request.step).digest
+        self._step = request.step
         self._last_reply = TrainReply(
             step=request.step,
             weights_digest=digest,
@@ -201,12 +230,13 @@ class Trainer(Actor):
         timeout = self._config.timeouts.call_seconds
         with self._timeline.during("weights"):
             manifest, buckets = self._weights
+            # The collective part comes first: what rank 0 alone may fail at must not leave the others in it.
+            logprobs, entropy = self._score(probe)
             if self._rank == 0:
                 await store.put_version(manifest, buckets, timeout_seconds=timeout)
                 if self._published and self._published.policy_version != manifest.policy_version:
                     await store.delete_version(self._published, timeout_seconds=timeout)
                 self._published = manifest
-            logprobs, entropy = self._score(probe)
         return PublishReply(
             manifest=manifest,
             probe_logprobs=logprobs,
@@ -235,8 +265,7 @@ class Trainer(Actor):
     async def encode_probe(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
         """Held-out prompts with their answers as token ids, at least `num_tokens` predicted tokens in all."""
         with self._timeline.during("startup"):
-            environment = load_environment(self._config.environment, self._config.seed)
-            return warm_start.probe(environment, self._tokenizer, num_tokens)
+            return warm_start.probe(self._load_environment(), self._tokenizer, num_tokens)
 
     @endpoint
     async def write_checkpoint(self, key: str) -> CheckpointReply:
@@ -256,7 +285,6 @@ class Trainer(Actor):
                 files = write_checkpoint(
                     self._store, key, self._model, self._tokenizer, tensors, state
                 )
-            dist.barrier()
         return CheckpointReply(
             key=key,
             weights_digest=manifest.digest,

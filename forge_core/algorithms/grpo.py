@@ -16,6 +16,7 @@ def group_advantages(rewards_NG: torch.Tensor, *, scale: bool) -> torch.Tensor:
     """Advantage of each sample within its group, shape (N, G).
 
     A = (r - mean) / std over the group (DeepSeekMath, Shao et al. 2024, arXiv 2402.03300, section 4.1.2);
+    with 1e-4 added to the sample standard deviation;
     without `scale`, A = r - mean (Dr.GRPO, Liu et al. 2025, arXiv 2503.20783). A group whose rewards are all
     equal gets exact zeros.
     """
@@ -60,7 +61,8 @@ def grpo_loss(
         config: clip bounds.
     """
     mask = mask_BT.to(logprobs_BT.dtype)
-    log_ratio_BT = (logprobs_BT - sampled_logprobs_BT) * mask
+    # `where`, not a product: off the mask anything may stand, and nan * 0 is nan.
+    log_ratio_BT = torch.where(mask_BT, logprobs_BT - sampled_logprobs_BT, 0.0)
     ratio_BT = log_ratio_BT.exp()
     clipped_BT = ratio_BT.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     advantages_B1 = advantages_B[:, None]

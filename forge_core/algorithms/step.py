@@ -53,6 +53,10 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
     rows = read_committed(
         store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
     ).to_pylist()
+    if len({*request.commits}) < len(request.commits) or len({*request.group_ids}) < len(
+        request.group_ids
+    ):
+        raise ValueError(f"step {request.step}: a commit or group is named twice")
     by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
     for row in rows:
         by_group[row["group_id"]].append(row)
@@ -208,9 +212,11 @@ class Learner:
             for name, value in {**share_of_loss.metrics, "entropy": entropy, "loss": loss}.items():
                 sums[name] = sums.get(name, 0.0) + value
             if is_on_policy:
-                gap_BT = (scored.logprobs_BT - batch.sampled_logprobs_BT).abs() * batch.mask_BT
+                apart_BT = (scored.logprobs_BT.detach() - batch.sampled_logprobs_BT).abs()
+                gap = float(torch.where(batch.mask_BT, apart_BT, 0.0).max())
                 name = "max:sampling/sampling_logp_difference/max"
-                sums[name] = max(sums.get(name, 0.0), float(gap_BT.max().detach()))
+                # Infinity stands for a gap that is no number, which `max` would let go.
+                sums[name] = max(sums.get(name, 0.0), gap if gap == gap else float("inf"))
 
     def _micro_batches(self, sequences: list[Sequence]) -> Iterable[Any]:
         limit = self._config.trainer.micro_batch_tokens

@@ -28,6 +28,7 @@ _CHUNK = 500
 _LONGEST_SEARCH = 10_000
 """Indices in a row without a prompt of a split after which there is taken to be none."""
 _TASK_ERRORS = (
+    SystemExit,  # some scorers evaluate the answer, which may say `exit()`
     ArithmeticError,
     AssertionError,
     AttributeError,

@@ -58,7 +58,7 @@ def test_seeds_are_distinct_in_range_and_always_the_same() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62  # The range is used: 32 bits would collide within a long run.
     # Pinned: another derivation would break the reproduction of stored runs.
-    assert derive_seed(0, "train", 1, 2) == 4359563225916841325
+    assert derive_seed(0, "train", 1, 2) == 381532481141669058
 
 
 def test_seeds_depend_on_where_a_part_ends_and_on_the_order() -> None:
