@@ -26,6 +26,7 @@ from storage import layout
 from storage.objects import open_store
 
 _DONE = 0
+_PATIENCE_SECONDS = 3.0
 
 
 def launch(
@@ -86,10 +87,10 @@ def _run(
 
         task = asyncio.current_task()
         assert task is not None
+        interrupts: list[float] = []
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Cancelling is the way out in which every context is left in order; a second signal kills.
-            loop.add_signal_handler(number, _cancel_or_kill, task)
+            loop.add_signal_handler(number, _cancel_or_kill, task, interrupts)
         with (
             LiveProgress(console, config.steps) as progress,
             TensorBoard(folder / "tensorboard") as board,
@@ -102,20 +103,27 @@ def _run(
         preload()
         wait_for_server(keeper)
         asyncio.run(main())
-    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+    except BaseException as error:  # Prefect's answer to SIGTERM is one of its own
         return error
     return None
 
 
-def _cancel_or_kill(task: asyncio.Task[None]) -> None:
-    if task.cancelling():
+def _cancel_or_kill(task: asyncio.Task[None], interrupts: list[float]) -> None:
+    """Cancelling is the way out in which every context is left in order; who insists some seconds later, kills.
+
+    Prefect sends the process the SIGTERM that it was sent once more, at once.
+    """
+    now = time.monotonic()
+    interrupts.append(now)
+    if len(interrupts) == 1:
+        task.cancel()
+    elif now - interrupts[0] > _PATIENCE_SECONDS:
         os.kill(os.getpid(), signal.SIGKILL)
-    task.cancel()
 
 
 def _explain(failure: BaseException, run_id: str, folder: Path, console: Console) -> None:
     traceback.print_exception(failure)
-    if isinstance(failure, asyncio.CancelledError | KeyboardInterrupt):
+    if not isinstance(failure, Exception):
         console.print(f"run {run_id} was cancelled")
     else:
         console.print(f"run {run_id} failed: {type(failure).__name__}: {failure}", markup=False)

@@ -20,7 +20,8 @@ class Constant(ReasoningGymEnvironment):
 """
 
 SMALL = [
-    "--preset", "tiny", "--set", "warm_start.steps=8", "--set", "evaluation.num_prompts=40",
+    "--preset", "tiny", "--set", "warm_start.steps=8", "--set", "warm_start.batch_size=32",
+    "--set", "evaluation.num_prompts=40",
     "--set", "groups_per_step=8", "--set", "trainer.ranks=1",
 ]  # fmt: skip
 

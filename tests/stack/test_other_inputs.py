@@ -65,7 +65,7 @@ def two_runs(
     )  # fmt: skip
     other_model = start_run(
         "llama", "--preset", "tiny", "--set", f"model.path={llama}", "--set", "steps=3",
-        "--set", "environment.name=spell_backward", "--set", "warm_start.steps=10",
+        "--set", "environment.name=spell_backward", "--set", "warm_start.steps=10", "--set", "warm_start.batch_size=64",
         "--set", "generators.replicas=2", "--set", "generators.threads=1", *SMALL,
         program=[sys.executable, str(Path(__file__).with_name("faulty_run.py"))],
     )  # fmt: skip
