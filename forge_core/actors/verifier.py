@@ -1,4 +1,7 @@
-"""The verifier: scores stored episodes in a process of its own, so that a slow or broken one stalls nobody else."""
+"""The verifier: scores stored episodes in a process of its own.
+
+What a scorer breaks, it breaks there: some of them evaluate what the model wrote.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ class Verifier(Actor):
     async def score(self, request: ScoreRequest) -> ScoreReply:
         """Score a part; commit it, or store it as an evaluation. Safe to repeat: the first commit counts.
 
-        Raises ValueError, naming environment and episode, if a score is no finite number; an error of the
-        scorer's own is raised as it is. Neither is ever a reward of 0.
+        Raises ValueError, naming environment and episode, if a score is no finite number; an error that the environment
+        lets out is raised as it is. Neither is ever a reward of 0.
         """
         with self._timeline.during("evaluate" if request.commit is None else "score"):
             table = self._scored(read_part(self._store, request.part))
