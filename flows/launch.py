@@ -41,7 +41,8 @@ def launch(
     folder = store.local_path(layout.run_folder(run_id))
     folder.mkdir(parents=True, exist_ok=True)
     with _output_to(folder / "output.log", aside=verbose) as (out, err):
-        console = Console(file=err if json_output else out, highlight=False)
+        # Lines are left whole: paths are there to be copied.
+        console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as keeper:
             console.print(f"run {run_id}: starting; its files lie in {folder}")
             failure = _run(config, store_uri, run_id, folder, console, keeper)
