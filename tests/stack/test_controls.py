@@ -12,15 +12,15 @@ from forge_core.environments.reasoning_gym import ReasoningGymEnvironment
 
 class Constant(ReasoningGymEnvironment):
     def __init__(self, config, seed):
-        task = {"min_numbers": 4, "max_numbers": 4}
-        super().__init__(config.model_copy(update={"name": "number_sorting", "params": task}), seed)
+        task = {"name": "number_sorting", "prompt_template": "{original_numbers:,}="}
+        super().__init__(config.model_copy(update=task), seed)
 
     def score(self, prompt, response):
         return 0.5
 """
 
 SMALL = [
-    "--preset", "tiny", "--set", "warm_start.steps=8", "--set", "warm_start.batch_size=32",
+    "--preset", "tiny", "--set", "warm_start.steps=6", "--set", "warm_start.batch_size=32",
     "--set", "evaluation.num_prompts=40",
     "--set", "groups_per_step=8", "--set", "trainer.ranks=1",
 ]  # fmt: skip

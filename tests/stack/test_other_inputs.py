@@ -61,7 +61,7 @@ def two_runs(
     llama = _llama_directory(tmp_path_factory.mktemp("llama"))
     other_task = start_run(
         "task", "--preset", "tiny", "--set", "environment.name=spell_backward", "--set", "steps=2",
-        "--set", "warm_start.steps=10", "--set", "warm_start.batch_size=64",
+        "--set", "warm_start.steps=8", "--set", "warm_start.batch_size=32",
         "--set", "trainer.ranks=1", *SMALL,
     )  # fmt: skip
     other_model = start_run(
