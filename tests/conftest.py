@@ -12,11 +12,25 @@ from pathlib import Path
 import pytest
 from harness import Finished, Start, command
 
+STACK = Path(__file__).parent / "stack"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come first, while the whole run is under way; then what waits for it; then what wants quiet."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if STACK in item.path.parents:
             item.add_marker(pytest.mark.stack)
+    items.sort(key=lambda item: (STACK in item.path.parents, not _waits_for_tiny_run(item)))
+
+
+def _waits_for_tiny_run(item: pytest.Item) -> bool:
+    return "tiny_run" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _early_start(request: pytest.FixtureRequest) -> None:
+    if any(_waits_for_tiny_run(item) for item in request.session.items):
+        request.getfixturevalue("tiny_started")
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +58,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def start_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start `forgeflow run` in the background; the result waits for its end."""
+    started: list[subprocess.Popen[str]] = []
 
     def start(
         run_id: str, *arguments: str, program: list[str] | None = None, timeout: float = 280
@@ -59,6 +74,7 @@ def start_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
             text=True,
             env={**os.environ, "PREFECT_API_URL": prefect_server},
         )
+        started.append(process)
 
         def finish() -> Finished:
             out, errors = process.communicate(timeout=timeout)
@@ -70,12 +86,22 @@ def start_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
         return finish
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=20)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(start_run: Start) -> Finished:
+def tiny_started(start_run: Start) -> Callable[[], Finished]:
+    """The whole tiny preset, seed 0, under way."""
+    return start_run("tiny", "--preset", "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_started: Callable[[], Finished]) -> Finished:
     """The whole tiny preset, seed 0."""
-    run = start_run("tiny", "--preset", "tiny")()
+    run = tiny_started()
     assert run.code == 0, run.errors
     return run
