@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +18,17 @@ STACK = Path(__file__).parent / "stack"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come first, while the whole run is under way; then what waits for it; then what wants quiet."""
+    """Unit tests first, while the whole run is under way; then what waits for it; last what wants quiet."""
     for item in items:
         if STACK in item.path.parents:
             item.add_marker(pytest.mark.stack)
-    items.sort(key=lambda item: (STACK in item.path.parents, not _waits_for_tiny_run(item)))
+    items.sort(
+        key=lambda item: (
+            STACK in item.path.parents,
+            item.path.name == "test_kills.py",
+            not _waits_for_tiny_run(item),
+        )
+    )
 
 
 def _waits_for_tiny_run(item: pytest.Item) -> bool:
@@ -76,6 +84,7 @@ def start_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
         )
         started.append(process)
 
+        @functools.cache
         def finish() -> Finished:
             out, errors = process.communicate(timeout=timeout)
             summary = json.loads(out) if out else {}
@@ -105,3 +114,67 @@ def tiny_run(tiny_started: Callable[[], Finished]) -> Finished:
     run = tiny_started()
     assert run.code == 0, run.errors
     return run
+
+
+def _llama_directory(folder: Path) -> Path:
+    """A small Llama with untied embeddings, a byte-level tokenizer of its own, and a chat template."""
+    # Deferred: unit tests need none of them.
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        ["Spell this word backward (example: sun -> nus): question"] * 10,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<unk>", "<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        chat_template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] ",
+    )
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_started(
+    start_run: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Finished]:
+    """A run of another model, in which every stage fails once, under way."""
+    folder = _llama_directory(tmp_path_factory.mktemp("model"))
+    return start_run(
+        "llama", "--preset", "tiny", "--set", f"model.path={folder}", "--set", "steps=3",
+        "--set", "environment.name=spell_backward", "--set", "warm_start.steps=10",
+        "--set", "warm_start.batch_size=64", "--set", "evaluation.num_prompts=20",
+        "--set", "groups_per_step=8", "--set", "generators.replicas=2",
+        "--set", "generators.threads=1",
+        program=[sys.executable, str(STACK / "faulty_run.py")],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def faulty_llama(llama_started: Callable[[], Finished]) -> Finished:
+    """The same, ended."""
+    return llama_started()

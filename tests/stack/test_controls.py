@@ -28,8 +28,11 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def controls(
-    start_run: Start, tmp_path_factory: pytest.TempPathFactory
+    start_run: Start,
+    llama_started: Callable[[], Finished],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Callable[[], Finished]]:
+    """All at once, and beside the other model's run: much of a start is one process waiting for another."""
     user_code = tmp_path_factory.mktemp("user") / "constant.py"
     user_code.write_text(CONSTANT)
     # A task with partial scores, so that a model that knows little has signal all the same.
@@ -52,6 +55,15 @@ def controls(
 
 def _digests(run: Finished) -> list[str]:
     return [fact["weights_digest"] for fact in run.facts("published")]
+
+
+def test_another_task_by_its_name_alone(controls: dict[str, Callable[[], Finished]]) -> None:
+    """Its groups are trained on, not dropped."""
+    run = controls["frozen"]()
+    assert run.code == 0, run.errors
+    assert run.summary["groups"]["trained"] > run.summary["groups"]["admitted"] / 2
+    drawn = [draw["environment"] for fact in run.facts("admitted") for draw in fact["draws"]]
+    assert set(drawn) == {"spell_backward"}
 
 
 def test_learning_rate_zero_leaves_the_weights_equal(
