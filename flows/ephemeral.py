@@ -41,12 +41,11 @@ _SERVER_SETTINGS = {
 
 
 @contextmanager
-def surroundings() -> Iterator[subprocess.Popen[bytes]]:
+def surroundings() -> Iterator[Path]:
     """A work folder that becomes TMPDIR, and a Prefect server if `PREFECT_API_URL` names none.
 
     Both go when the context is left, and within a second when this process is killed. The server listens on
-    127.0.0.1 and keeps its database in the work folder; `wait_for_server` waits until it answers. Yields the process
-    that keeps both.
+    127.0.0.1 and keeps its database in the work folder, which is yielded; `wait_for_server` waits until it answers.
     """
     workdir = Path(tempfile.mkdtemp(prefix="forgeflow-"))
     os.environ["TMPDIR"] = str(workdir)
@@ -68,7 +67,7 @@ def surroundings() -> Iterator[subprocess.Popen[bytes]]:
         env={**os.environ, **_SERVER_SETTINGS},
     )
     try:
-        yield keeper
+        yield workdir
     finally:
         assert keeper.stdin is not None
         keeper.stdin.close()
@@ -92,13 +91,13 @@ def _server_command(port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "--factory", application, *listen, *options]
 
 
-def wait_for_server(keeper: subprocess.Popen[bytes]) -> None:
+def wait_for_server(workdir: Path) -> None:
     """Return when the Prefect server answers; RuntimeError naming its address if it does not, or has ended."""
     address = os.environ["PREFECT_API_URL"]
     # Loopback is not asked for through a proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _HEALTH_SECONDS
-    while time.monotonic() < deadline and keeper.poll() is None:
+    while time.monotonic() < deadline and not (workdir / guardian.CHILD_ENDED).exists():
         try:
             with opener.open(f"{address}/health", timeout=5):
                 return

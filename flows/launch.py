@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -43,9 +42,9 @@ def launch(
     with _output_to(folder / "output.log", aside=verbose) as (out, err):
         # Lines are left whole: paths are there to be copied.
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
-        with surroundings() as keeper:
+        with surroundings() as workdir:
             console.print(f"run {run_id}: starting; its files lie in {folder}")
-            failure = _run(config, store_uri, run_id, folder, console, keeper)
+            failure = _run(config, store_uri, run_id, folder, console, workdir)
         if failure is not None:
             _explain(failure, run_id, folder, console)
         # Deferred, like all that needs Prefect: it is imported once the server has been started.
@@ -75,7 +74,7 @@ def _run(
     run_id: str,
     folder: Path,
     console: Console,
-    keeper: subprocess.Popen[bytes],
+    workdir: Path,
 ) -> BaseException | None:
     """What the flow raised, if anything."""
 
@@ -102,7 +101,7 @@ def _run(
     try:
         # While the server starts, and before the loop: imports take seconds in which the loop would hear no signal.
         preload()
-        wait_for_server(keeper)
+        wait_for_server(workdir)
         asyncio.run(main())
     except BaseException as error:  # Prefect's answer to SIGTERM is one of its own
         return error

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-HUB_PREFIX = "hf://"
-"""What a `model.path` starts with that names a model to download."""
+from forge_core.config import HUB_PREFIX
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 

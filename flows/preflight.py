@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.model_directory import HUB_PREFIX, ModelDirectory
-from forge_core.config import RunConfig
+from flows.model_directory import ModelDirectory
+from forge_core.config import HUB_PREFIX, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.meshes import place
 from storage import layout

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["cpu", "cuda"]
 
+HUB_PREFIX = "hf://"
+"""What a `model.path` starts with that names a model of the hub."""
+
 
 class Section(BaseModel):
     """Base of every part of the config: unknown keys and other types refused, values finite and frozen."""

@@ -21,6 +21,9 @@ _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 1.0
 _POLL_SECONDS = 0.5
 
+CHILD_ENDED = "child-ended"
+"""File in the work folder that tells that the command has ended by itself."""
+
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends; does nothing where the kernel is not Linux."""
@@ -52,9 +55,11 @@ def main(arguments: list[str]) -> None:
     if command:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     try:
-        # Also when the child ends by itself: the owner sees this process gone, and need not wait for an answer.
-        while (child is None or child.poll() is None) and not _owner_ended():
-            pass
+        while not _owner_ended():
+            if child is not None and child.poll() is not None:
+                # The work folder is the owner's as long as it lives, and it may go on without the child.
+                open(os.path.join(workdir, CHILD_ENDED), "w").close()
+                child = None
     finally:
         if child is not None:
             _stop(child)

@@ -296,12 +296,16 @@ class _Processes:
         """Ask, wait out the grace, kill; then let Monarch note it."""
         mesh = self._meshes[name]
         try:
-            await asyncio.wait_for(mesh.stop("run ended"), max(self._grace_seconds, 0.01))
+            async with asyncio.timeout(max(self._grace_seconds, 0.01)):
+                await mesh.stop("run ended")
             return
+        except TimeoutError:
+            logger.info("mesh %s takes longer than %g s to stop: killed", name, self._grace_seconds)
         except Exception as error:
-            logger.warning("mesh %s did not stop in order: %s", name, error)
+            logger.warning("mesh %s did not stop in order, and is killed: %s", name, error)
         for pid in self._pids.get(name, ()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(mesh.stop("killed"), _KILL_TIMEOUT_SECONDS)
+            async with asyncio.timeout(_KILL_TIMEOUT_SECONDS):
+                await mesh.stop("killed")

@@ -37,7 +37,7 @@ class ObjectStore(Protocol):
     def replace(self, key: str, data: bytes) -> None:
         """Write the object, atomically in place of an older one.
 
-        Only for views that can be derived again.
+        Only for views that can be derived again, and for files that count for nothing until the log names them.
         """
 
     def read(self, key: str) -> bytes:

@@ -81,7 +81,8 @@ def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
 async def publish(policy_version: int) -> None:
     """Send the trainer's weights to every generator, and see that they arrived.
 
-    Idempotent by version. Raises BoundExceeded if a digest differs or the probe's logprobs are too far apart.
+    Idempotent by version. Raises ValueError if a generator received other bytes, BoundExceeded if the probe's logprobs
+    are too far apart or too certain to show it.
     """
     run = current()
     timeout = run.config.timeouts.call_seconds
@@ -128,7 +129,8 @@ def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> 
             f"version {policy_version} gives the probe logprobs that are not finite"
         )
     return facts.Parity(
-        mean=float(gaps.mean()),
+        # Of the replica that is furthest off: others must not make up for it.
+        mean=float(gaps.mean(axis=1).max()),
         max=float(gaps.max()),
         tokens=int(ours.size),
         entropy=put.probe_entropy,

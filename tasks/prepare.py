@@ -6,11 +6,11 @@ import asyncio
 import sys
 
 from forge_core.actors.messages import WarmStartReply
+from forge_core.config import HUB_PREFIX
 from storage import facts, layout
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
 
-_HUB = "hf://"
 _DOWNLOAD = """
 import sys
 from huggingface_hub import snapshot_download
@@ -20,10 +20,10 @@ print(snapshot_download(sys.argv[1], allow_patterns=kinds))
 
 
 @stage
-async def build_model() -> str:
-    """Make or find the model and load it everywhere; returns its directory.
+async def build_model() -> None:
+    """Make or find the model and load it everywhere.
 
-    Idempotent: the tiny model's bytes follow from config and seed; loading replaces what was loaded.
+    Idempotent: the tiny model's bytes follow from config and seed; an engine that stands is kept.
     """
     run = current()
     timeout = run.config.timeouts.startup_seconds
@@ -38,15 +38,14 @@ async def build_model() -> str:
         "encode_probe", run.config.parity.probe_tokens, timeout_seconds=timeout
     )
     run.probe = answers[0]
-    return directory
 
 
 async def _model_directory(run: ActiveRun) -> str:
     path = run.config.model.path
     if path is None:
         return str(run.store.local_path(f"{layout.run_folder(run.run_id)}model"))
-    if path.startswith(_HUB):
-        return await _download(path.removeprefix(_HUB))
+    if path.startswith(HUB_PREFIX):
+        return await _download(path.removeprefix(HUB_PREFIX))
     return path
 
 
@@ -65,7 +64,9 @@ async def _download(repository: str) -> str:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise OSError(f"model.path {_HUB}{repository} could not be downloaded: see output.log")
+        raise OSError(
+            f"model.path {HUB_PREFIX}{repository} could not be downloaded: see output.log"
+        )
     return out.decode().strip().splitlines()[-1]
 
 

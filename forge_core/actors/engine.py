@@ -39,8 +39,10 @@ class Engine:
             if on_cpu
             else {"gpu_memory_utilization": config.generators.gpu_memory_fraction}
         )
-        limit = AutoConfig.from_pretrained(model_dir).max_position_embeddings
-        context = min(config.generators.max_model_len, limit)
+        model_config = AutoConfig.from_pretrained(model_dir)
+        context = config.generators.max_model_len
+        # Models without a position table of fixed length name no limit.
+        context = min(context, getattr(model_config, "max_position_embeddings", context))
         self._llm = LLM(
             model=model_dir,
             dtype=config.model.dtype,

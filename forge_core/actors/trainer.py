@@ -92,7 +92,6 @@ class Trainer(Actor):
                     "its tokenizer_config.json"
                 )
             self._model = self._shard(model)
-            self._model_dir = model_dir
             self._learner = Learner(
                 self._model, self._config, self._device, self._pad_id(), self._rank
             )

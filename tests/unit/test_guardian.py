@@ -5,12 +5,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from forge_core import guardian
+from forge_core.guardian import CHILD_ENDED
 
 GONE_SECONDS = 3.0
 GUARDIAN = [sys.executable, "-S", "-E", guardian.__file__]
@@ -101,6 +103,22 @@ def test_a_closed_input_ends_child_and_folder(workdir: Path, watch: Watch) -> No
         assert guardian_ended(GONE_SECONDS)
         assert child_ended(0.0)
     assert keeper.returncode == 0
+    assert not workdir.exists()
+
+
+def test_a_child_that_ends_by_itself_takes_nothing_with_it(workdir: Path, watch: Watch) -> None:
+    """The owner goes on, say without its Prefect server, and still needs its folder."""
+    with start([*GUARDIAN, str(workdir), "true"], stdin=subprocess.PIPE) as keeper:
+        ended = watch(keeper.pid)
+        deadline = time.monotonic() + GONE_SECONDS
+        while not (workdir / CHILD_ENDED).exists():
+            assert time.monotonic() < deadline
+            assert not ended(0.05)
+        assert not ended(0.6)
+        assert workdir.exists()
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        assert ended(GONE_SECONDS)
     assert not workdir.exists()
 
 
