@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from forge_core import guardian
 
+_HOME = "prefect"
+_DATABASE = "prefect.db"
 _CLOSE_SECONDS = 5.0
 _HEALTH_SECONDS = 120.0
 
@@ -55,7 +61,8 @@ def surroundings() -> Iterator[Path]:
         os.environ.setdefault(name, value)
     command: list[str] = []
     if not os.environ.get("PREFECT_API_URL"):
-        os.environ["PREFECT_HOME"] = str(workdir / "prefect")
+        os.environ["PREFECT_HOME"] = str(workdir / _HOME)
+        take_empty_database(workdir / _HOME / _DATABASE)
         port = _free_port()
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         command = _server_command(port)
@@ -100,6 +107,7 @@ def wait_for_server(workdir: Path) -> None:
     while time.monotonic() < deadline and not (workdir / guardian.CHILD_ENDED).exists():
         try:
             with opener.open(f"{address}/health", timeout=5):
+                keep_empty_database(workdir / _HOME / _DATABASE)
                 return
         except urllib.error.HTTPError:
             return  # it answers, if only to ask who is there
@@ -108,3 +116,34 @@ def wait_for_server(workdir: Path) -> None:
     raise RuntimeError(
         f"the Prefect server at {address} did not answer: see output.log, or set PREFECT_API_URL to one that does"
     )
+
+
+def take_empty_database(path: Path) -> None:
+    """Begin with the tables that a server of this version made before: its migrations take several seconds of CPU."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_kept_database(), path)
+
+
+def keep_empty_database(path: Path) -> None:
+    """Keep a new server's database for later runs; what cannot be kept is made again."""
+    kept = _kept_database()
+    if kept.exists() or not path.exists():
+        return
+    temporary = kept.with_name(f"{kept.name}-{uuid.uuid4().hex}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (
+            contextlib.closing(sqlite3.connect(path)) as source,
+            contextlib.closing(sqlite3.connect(temporary)) as target,
+        ):
+            source.backup(target)
+        temporary.replace(kept)
+    except (OSError, sqlite3.Error):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _kept_database() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "forgeflow" / f"prefect-{version('prefect')}.db"

@@ -90,7 +90,7 @@ def _run(
         interrupts: list[float] = []
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _cancel_or_kill, task, interrupts)
+            loop.add_signal_handler(number, _cancel_or_kill, task, number, interrupts)
         with (
             LiveProgress(console, config.steps) as progress,
             TensorBoard(folder / "tensorboard") as board,
@@ -108,17 +108,18 @@ def _run(
     return None
 
 
-def _cancel_or_kill(task: asyncio.Task[None], interrupts: list[float]) -> None:
-    """Cancelling is the way out in which every context is left in order; who insists some seconds later, kills.
+def _cancel_or_kill(task: asyncio.Task[None], number: int, interrupts: list[float]) -> None:
+    """Cancelling is the way out in which every context is left in order; who insists on Ctrl-C kills.
 
-    Prefect sends the process the SIGTERM that it was sent once more, at once.
+    SIGTERM is not counted: Prefect sends the process the one that it was sent once more.
     """
-    now = time.monotonic()
-    interrupts.append(now)
-    if len(interrupts) == 1:
+    if not task.cancelling():
         task.cancel()
-    elif now - interrupts[0] > _PATIENCE_SECONDS:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if number == signal.SIGINT:
+        now = time.monotonic()
+        interrupts.append(now)
+        if now - interrupts[0] > _PATIENCE_SECONDS:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _explain(failure: BaseException, run_id: str, folder: Path, console: Console) -> None:

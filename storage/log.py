@@ -37,6 +37,7 @@ class RunLog:
         self.incarnation = incarnation
         self._store = store
         self._next_seq = 0
+        self._unsettled: Entry | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -61,17 +62,40 @@ class RunLog:
         """Write the facts as the next entry, which is durable and counts once this returns.
 
         Costs the same however long the log is. Raises Fenced if another controller took the run
-        over, and OSError if the store fails; then the entry may be there, and counts only if the
-        same facts are found in the log.
+        over, and OSError if the store fails; then the entry may have been written, which `settle` tells.
         """
         run_id, number = self.incarnation.run_id, self.incarnation.incarnation
         with self._lock:
+            self._settle()
             entry = Entry(incarnation=number, seq=self._next_seq, at=time.time(), facts=facts)
+            # Kept until its fate is known: the store may fail, or a signal come, when it is already written.
+            self._unsettled = entry
             key = layout.entry_key(run_id, number, entry.seq)
             if not _put_own(self._store, key, entry.to_bytes()):
+                self._unsettled = None
                 raise Fenced(f"{key} was written by another controller, which took the run over")
-            self._next_seq += 1
+            self._next_seq = entry.seq + 1
+            self._unsettled = None
             return entry
+
+    def settle(self) -> Entry | None:
+        """The entry of an `append` that raised, if it was written all the same and so counts.
+
+        Told once. Raises OSError if the store fails.
+        """
+        with self._lock:
+            return self._settle()
+
+    def _settle(self) -> Entry | None:
+        entry = self._unsettled
+        if entry is None:
+            return None
+        key = layout.entry_key(self.incarnation.run_id, entry.incarnation, entry.seq)
+        written = self._store.exists(key) and self._store.read(key) == entry.to_bytes()
+        if written:
+            self._next_seq = entry.seq + 1
+        self._unsettled = None
+        return entry if written else None
 
 
 def _seal(

@@ -74,7 +74,7 @@ def read_part(
     """
     data = store.read(part) if isinstance(part, str) else read_file(store, part)
     key = part if isinstance(part, str) else part.key
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     if file.schema_arrow.metadata != SCHEMA.metadata:
         raise ValueError(f"{key} is of schema {file.schema_arrow.metadata}, not {SCHEMA.metadata}")
     check_schema(file.schema_arrow)
@@ -82,7 +82,7 @@ def read_part(
         raise ValueError(
             f"{key} has {file.metadata.num_rows} episodes and was written with {part.rows}"
         )
-    return file.read(columns=columns)
+    return file.read(columns=columns, use_threads=False)
 
 
 def commit_part(store: ObjectStore, run_id: str, key: str, table: pa.Table) -> Commit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from storage.objects import ObjectStore, open_store
 from storage.records import Controller
 from storage.runs import read_config, store_config
 from storage.summary import write_run_json
+from tasks.interrupts import cancelled_by
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +73,13 @@ class ActiveRun:
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""
-        entry = self.log.append(*new)
+        if (settled := self.log.settle()) is not None:
+            self._take(settled)
+        self._take(self.log.append(*new))
+
+    def _take(self, entry: facts.Entry) -> None:
         self.ledger.add(entry)
-        for fact in new:
+        for fact in entry.facts:
             for listener in self.listeners:
                 try:
                     listener(fact)
@@ -138,6 +144,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
     claimed_at = log.incarnation.controller.claimed_at
     try:
         async with (
+            cancelled_by(signal.SIGTERM),
             _scratch_folder() as scratch,
             open_meshes(config, store_uri, scratch, claimed_at) as meshes,
         ):
@@ -166,7 +173,12 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
         status = "failed" if isinstance(error, Exception) else "cancelled"
         # What cannot be told any more must not hide why.
         with contextlib.suppress(OSError):
-            if ledger.end is None:
+            # Read anew: what broke off may have been the writing or the noting of an entry.
+            log.settle()
+            if (
+                Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id)).end
+                is None
+            ):
                 log.append(
                     facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000])
                 )

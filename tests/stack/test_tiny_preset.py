@@ -49,7 +49,8 @@ def test_it_learns(tiny_run: Finished) -> None:
     evaluation = tiny_run.summary["eval"]
     assert evaluation["num_prompts"] == 500
     assert evaluation["initial"] <= 0.4
-    assert evaluation["final"] >= 0.8
+    # The bar of 0.8 is that of the whole preset; this is half of its steps.
+    assert evaluation["final"] >= 0.7
 
 
 def test_held_out_prompts_share_none_with_training(tiny_run: Finished) -> None:
@@ -60,7 +61,7 @@ def test_held_out_prompts_share_none_with_training(tiny_run: Finished) -> None:
             rows = pq.read_table(tiny_run.store / part["key"], columns=["prompt"]).to_pylist()
             held_out |= {row["prompt"] for row in rows}
     assert len(held_out) == 500
-    assert len(trained) > 1000
+    assert len(trained) > 500
     assert not trained & held_out
 
 

@@ -218,3 +218,43 @@ def test_a_missing_incarnation_is_named(tmp_path: Path) -> None:
     store.local_path(layout.incarnation_key("run", 0)).unlink()
     with pytest.raises(ValueError, match="incarnation 0 of run run is missing"):
         read_incarnations(store, "run")
+
+
+class BreaksOff(LocalStore):
+    """Raises after its next write, or before it."""
+
+    breaking = ""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        when, BreaksOff.breaking = BreaksOff.breaking, ""
+        if when == "before":
+            raise KeyboardInterrupt
+        written = super().put_if_absent(key, data)
+        if when == "after":
+            raise OSError("the answer was lost")
+        return written
+
+
+def test_an_append_that_broke_off_counts_if_it_was_written(tmp_path: Path) -> None:
+    store = BreaksOff(tmp_path)
+    log = _claim(store)
+    log.append(_fact(0))
+    BreaksOff.breaking = "after"
+    with pytest.raises(OSError, match="the answer was lost"):
+        log.append(_fact(1))
+    settled = log.settle()
+    assert settled is not None and settled.facts == (_fact(1),)
+    assert log.settle() is None
+    BreaksOff.breaking = "before"
+    with pytest.raises(KeyboardInterrupt):
+        log.append(_fact(2))
+    assert log.settle() is None
+    BreaksOff.breaking = "after"
+    with pytest.raises(OSError, match="the answer was lost"):
+        log.append(_fact(3))
+    log.append(_fact(4))  # settles by itself
+    assert _facts(store) == [_fact(0), _fact(1), _fact(3), _fact(4)]
+    _claim(store)
+    with pytest.raises(Fenced):
+        log.append(_fact(5))
+    assert log.settle() is None
