@@ -2,6 +2,9 @@
 
 Each runs what a person would run, judges it, writes a dated record under docs/records, and exits 1 if it is missed.
 
+    regimes    the tiny preset, async and hybrid, seeds 0, 1 and 2: as learning, at most 5 minutes a run, generating and
+               training at the same time for half of the shorter, ages within the bound; never at once in sync
+    ages       async with max_policy_age 0, 1, 2, 4 and 8, hybrid with 1, 3, 5 and 8: verify finds none above it
     learning   the tiny preset, seeds 0, 1 and 2: evaluation before at most 0.4, after at least 0.8
     latency    from command to the first reinforcement step at most 90 s, the warm start at most 45 s of them
     defects    five defects, planted one after the other in a copy of the code: each makes the tests fail
@@ -20,10 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import write_record
+from storage.objects import open_store
+from storage.parts import read_committed
 
 ROOT = Path(__file__).parents[1]
 FORGEFLOW = str(Path(sys.executable).parent / "forgeflow")
@@ -89,6 +95,82 @@ def prove_learning() -> tuple[bool, dict[str, Any]]:
             seeds[str(seed)] = figures
     ok = all(s["eval"]["initial"] <= 0.4 and s["eval"]["final"] >= 0.8 for s in seeds.values())
     return ok, {"seeds": seeds}
+
+
+def prove_regimes() -> tuple[bool, dict[str, Any]]:
+    """What each run says of itself, and what its episodes say."""
+    runs: dict[str, Any] = {}
+    is_met = True
+    with tempfile.TemporaryDirectory() as store:
+        for regime, seed in [*product(("async", "hybrid"), (0, 1, 2)), ("sync", 0)]:
+            run_id = f"{regime}-{seed}"
+            steps = ("--set", "steps=10") if regime == "sync" else ()
+            summary = run_preset(
+                store, "--run-id", run_id, "--regime", regime, "--set", f"seed={seed}", *steps
+            )
+            keys = ("eval", "groups", "age", "parity", "wall_seconds", "steps")
+            figures = {key: summary[key] for key in keys}
+            figures["overlap_seconds"] = summary["seconds"]["overlap"]
+            figures["episodes_of_two_versions"] = _episodes_of_two_versions(store, run_id)
+            figures["verified"] = _verified(store, run_id)
+            figures["met"] = _regime_is_met(regime, summary, figures)
+            print(f"{run_id}: {json.dumps(figures)}", flush=True)
+            is_met = is_met and figures["met"]
+            runs[run_id] = figures
+    return is_met, {"runs": runs}
+
+
+def _regime_is_met(regime: str, summary: dict[str, Any], figures: dict[str, Any]) -> bool:
+    overlap, age, groups = summary["seconds"]["overlap"], summary["age"]["max"], summary["groups"]
+    is_whole = groups["pending"] == 0 and groups["dropped"].keys() <= {"no_signal"}
+    if not (figures["verified"] and is_whole):
+        return False
+    if regime == "sync":
+        return overlap["both"] == 0.0 and age == 0
+    return (
+        summary["eval"]["initial"] <= 0.4
+        and summary["eval"]["final"] >= 0.8
+        and summary["wall_seconds"] <= 300
+        and overlap["both"] >= 0.5 * min(overlap["generate"], overlap["train"])
+        and 1 <= age <= summary["config"]["max_policy_age"]
+        and (regime == "hybrid" or figures["episodes_of_two_versions"] > 0)
+    )
+
+
+def _episodes_of_two_versions(store: str, run_id: str) -> int:
+    table = read_committed(open_store(store), run_id, columns=["token_policy_versions"])
+    return sum(len(set(versions)) > 1 for versions in table["token_policy_versions"].to_pylist())
+
+
+def _verified(store: str, run_id: str) -> bool:
+    command = [FORGEFLOW, "verify", run_id, "--store", store]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+
+
+def prove_ages() -> tuple[bool, dict[str, Any]]:
+    """Ten steps at each bound."""
+    runs: dict[str, Any] = {}
+    cases = [("async", age, ()) for age in (0, 1, 2, 4, 8)]
+    for age, steps in ((1, 1), (3, 2), (5, 3), (8, 4)):
+        cases.append(("hybrid", age, ("--set", f"steps_per_round={steps}")))
+    with tempfile.TemporaryDirectory() as store:
+        for regime, age, more in cases:
+            run_id = f"{regime}-{age}"
+            summary = run_preset(
+                store, "--run-id", run_id, "--regime", regime, "--set", f"max_policy_age={age}",
+                "--set", "steps=10", "--set", "groups_per_step=32", *more,
+            )  # fmt: skip
+            runs[run_id] = {
+                "age": summary["age"],
+                "groups": summary["groups"],
+                "verified": _verified(store, run_id),
+            }
+            print(f"{run_id}: {json.dumps(runs[run_id])}", flush=True)
+    is_met = all(
+        run["verified"] and run["age"]["max"] <= age and run["groups"]["pending"] == 0
+        for run, (_, age, _) in zip(runs.values(), cases, strict=True)
+    )
+    return is_met, {"runs": runs}
 
 
 def prove_latency() -> tuple[bool, dict[str, Any]]:
@@ -170,6 +252,8 @@ def prove_bitwise() -> tuple[bool, dict[str, Any]]:
 
 BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "learning": prove_learning,
+    "regimes": prove_regimes,
+    "ages": prove_ages,
     "latency": prove_latency,
     "defects": prove_defects,
     "offline": prove_offline,

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from forge_core.regime import Regime, check_bounds, with_defaults
+
 Device = Literal["cpu", "cuda"]
 
 HUB_PREFIX = "hf://"
@@ -248,8 +250,9 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**31)
     """Seeds the tiny model, the order of prompts, and every sample."""
-    regime: Literal["sync"] = "sync"
-    """How generation and training are composed."""
+    regime: Regime = "sync"
+    """How generation and training are composed: `sync` one after the other and on-policy; `async` at the same time,
+    with weights swapped under running requests; `hybrid` in rounds, each collected while the one before trains."""
     steps: int = Field(100, ge=0)
     """Post-training steps; 0: only warm start and evaluation."""
     group_size: int = Field(8, ge=2)
@@ -257,7 +260,15 @@ class RunConfig(Section):
     groups_per_step: int = Field(64, ge=1)
     """Prompts per step."""
     max_policy_age: int = Field(0, ge=0)
-    """Most versions that a group's oldest token may lie behind the weights that train on it."""
+    """Most versions that a group's oldest token may lie behind the weights that train on it. Unless given: 0 in sync,
+    2 in async, 2 x steps_per_round - 1 in hybrid."""
+    window: int = Field(1, ge=1)
+    """Groups among which a step may choose what is ready, first in first out otherwise; 1: strictly in order. Unless
+    given: groups_per_step in async with a max_policy_age of 2 or more."""
+    steps_per_round: int = Field(1, ge=1)
+    """Steps that hybrid trains while it collects the groups of as many more. Unless given: 2 in hybrid."""
+    segment_steps: int = Field(20, ge=1)
+    """Steps that async runs within one task of each stage."""
     model: ModelConfig = ModelConfig()
     """The policy."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -287,6 +298,25 @@ class RunConfig(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     """Ending."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _regime_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        size = given.get("groups_per_step", cls.model_fields["groups_per_step"].default)
+        return with_defaults(given, groups_per_step=size)
+
+    @model_validator(mode="after")
+    def _bounds_age(self) -> RunConfig:
+        check_bounds(
+            self.regime,
+            max_policy_age=self.max_policy_age,
+            window=self.window,
+            steps_per_round=self.steps_per_round,
+            groups_per_step=self.groups_per_step,
+        )
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         ranks = self.trainer.ranks
@@ -300,9 +330,5 @@ class RunConfig(Section):
             raise ValueError(
                 f"warm_start.batch_size {self.warm_start.batch_size} cannot be shared by trainer.ranks {ranks}; "
                 "make it a multiple"
-            )
-        if self.regime == "sync" and self.max_policy_age != 0:
-            raise ValueError(
-                f"max_policy_age {self.max_policy_age} is meaningless in regime sync, which is on-policy; set it to 0"
             )
         return self

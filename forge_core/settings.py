@@ -2,7 +2,8 @@
 
 Presets are the TOML files in `forge_core/presets`. A layer that names another environment than the
 one below it starts the environment's section afresh: the parameters and templates of one task mean
-nothing to another. Everything that is wrong is one ValueError of at most two lines.
+nothing to another. A layer's table `regimes.NAME` counts in that regime only. Everything that is
+wrong is one ValueError of at most two lines.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from forge_core.config import RunConfig
+from forge_core.regime import Regime
 
 _MISSING = object()
 _OF_ONE_TASK = ("params", "prompt_template", "answer_template")
@@ -48,9 +50,13 @@ def load_config(*, preset: str | None, file: str | None, overrides: list[str]) -
 
     Raises ValueError, with one or two lines that name field, value and mend.
     """
+    layers = [_read_preset(preset), _read_file(file), _read_overrides(overrides)]
+    regime = next((layer["regime"] for layer in reversed(layers) if "regime" in layer), "sync")
     merged: dict[str, Any] = {}
-    for layer in (_read_preset(preset), _read_file(file), _read_overrides(overrides)):
+    for layer in layers:
+        of_regime = _of_regime(layer.pop("regimes", {}), regime)
         _overlay(merged, layer)
+        _overlay(merged, of_regime)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -142,6 +148,17 @@ def _holds_text(keys: list[str]) -> bool:
     if isinstance(annotation, types.UnionType):
         return str in typing.get_args(annotation)
     return annotation is str
+
+
+def _of_regime(tables: Any, regime: Any) -> dict[str, Any]:
+    """What a layer says for the regime alone."""
+    known = typing.get_args(Regime)
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise ValueError(f"regimes = {_show(tables)}: it must be tables of keys and values")
+    for name in tables:
+        if name not in known:
+            raise ValueError(f"regimes.{name}: no such regime; take one of {', '.join(known)}")
+    return dict(tables.get(regime, {}))
 
 
 def _overlay(base: dict[str, Any], layer: dict[str, Any]) -> None:

@@ -63,6 +63,11 @@ def entry_key(run_id: str, incarnation: int, seq: int) -> str:
     return f"{entry_prefix(run_id, incarnation)}{seq:08d}.json"
 
 
+def part_name(round: int, replica: int) -> str:
+    """Name of what a replica generates in a round, and of its commit."""
+    return f"{round:06d}-{replica:03d}"
+
+
 def generated_prefix(run_id: str, name: str) -> str:
     """Key prefix for `write_part` of episodes that are not scored yet."""
     return f"{run_folder(run_id)}generated/{name}"

@@ -9,6 +9,7 @@ from storage import layout
 from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
+from storage.overlap import overlap_seconds
 from storage.runs import read_config
 
 
@@ -141,7 +142,12 @@ def _seconds(ledger: Ledger) -> dict[str, Any]:
         }
         covered = math.fsum(each.end - each.start for each in intervals)
         meshes[mesh] = {**seconds, "unaccounted": max(0.0, total - down - covered)}
-    return {"total": total, "down": down, "meshes": meshes}
+    return {
+        "total": total,
+        "down": down,
+        "overlap": overlap_seconds(ledger),
+        "meshes": meshes,
+    }
 
 
 def _iso(unix_seconds: float) -> str:

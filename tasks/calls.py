@@ -6,6 +6,8 @@ import asyncio
 from typing import TypeVar
 
 from forge_core.actors.messages import GenerateReply, LoadReply, ScoreReply, ScoreRequest
+from storage import facts, layout
+from storage.records import PartRef
 from tasks.run import ActiveRun
 
 R = TypeVar("R", GenerateReply, LoadReply)
@@ -56,3 +58,20 @@ async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
     )
     run.append(run.intervals("verifier", answers[0].intervals))
     return answers[0]
+
+
+async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef) -> None:
+    """Score a generated part and commit it. Idempotent by round and replica: the first commit counts."""
+    request = ScoreRequest(run_id=run.run_id, part=part, commit=layout.part_name(round, replica))
+    reply = await score_part(run, request)
+    assert reply.commit is not None
+    if reply.commit not in {fact.commit for fact in run.ledger.committed}:
+        run.append(
+            facts.Committed(
+                round=round,
+                commit=reply.commit,
+                group_ids=reply.group_ids,
+                episodes=reply.num_episodes,
+                score_set="run",
+            )
+        )

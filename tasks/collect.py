@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from forge_core.actors.messages import DrawnPrompt, GenerateReply, GenerateRequest, ScoreRequest
+from forge_core.actors.messages import DrawnPrompt, GenerateReply, GenerateRequest, StoredPart
 from storage import facts, layout
-from storage.parts import read_committed
-from storage.records import Commit, read_record
-from tasks.calls import on_replicas, score_part
-from tasks.references import Generation, Scored, StepBatch
+from tasks.batches import choose_batch
+from tasks.calls import commit_scored, on_replicas
+from tasks.references import Generation, Round, Scored, StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import attempt, stage
 
 
 @stage
-async def generate(step: int) -> Generation:
-    """Draw the step's prompts and sample them on all replicas.
+async def generate(round: Round) -> Generation:
+    """Draw the prompts of a round's steps and sample them on all replicas.
 
-    Idempotent by step: draws and seeds follow from it, and a round that lost a replica is redone whole.
+    Idempotent by round: draws and seeds follow from it, and a round that lost a replica is redone whole.
     """
     run = current()
     config = run.config
-    drawn = _draw(run, step)
+    size = config.groups_per_step
+    drawn = draw(run, range((round.first_step - 1) * size, round.last_step * size))
     unknown = [d for d in drawn if d.group_id not in run.ledger.groups]
     if unknown:
-        run.append(_admitted(step, unknown))
+        run.append(admitted(round.number, unknown))
     requests = {
         replica: GenerateRequest(
             run_id=run.run_id,
-            key_prefix=layout.generated_prefix(run.run_id, f"{step:06d}-{replica:03d}"),
+            key_prefix=layout.generated_prefix(run.run_id, layout.part_name(round.number, replica)),
             prompts=tuple(drawn[replica :: config.generators.replicas]),
             num_samples=config.group_size,
-            policy_version=step - 1,
+            policy_version=round.policy_version,
             attempt=attempt(),
         )
         for replica in range(config.generators.replicas)
@@ -44,39 +42,66 @@ async def generate(step: int) -> Generation:
         GenerateReply,
         timeout_seconds=config.timeouts.stage_seconds,
     )
-    by_replica = dict(zip(requests, replies, strict=True))
     new: list[facts.Fact] = []
-    for replica, reply in by_replica.items():
-        if reply.part is not None:
-            new.append(_generated(step, replica, reply))
+    stored: dict[int, StoredPart] = {}
+    for replica, reply in zip(requests, replies, strict=True):
+        if reply.stored is not None:
+            stored[replica] = reply.stored
+            new.append(generated(round.number, replica, reply.stored))
         if reply.too_long:
-            new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=step))
+            new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=None))
     run.append(*new)
-    kept = [(replica, reply.part) for replica, reply in by_replica.items() if reply.part]
+    seconds = max((part.seconds for part in stored.values()), default=0.0)
+    tokens = sum(part.response_tokens for part in stored.values())
     return Generation(
-        round=step,
-        parts=tuple(part for _, part in kept),
-        replicas=tuple(replica for replica, _ in kept),
-        response_tokens=sum(r.response_tokens for r in replies),
-        seconds=max(r.seconds for r in replies),
+        round=round,
+        parts=tuple(part.part for part in stored.values()),
+        replicas=tuple(stored),
+        tokens_per_second=tokens / seconds if seconds else 0.0,
     )
 
 
-def _draw(run: ActiveRun, step: int) -> list[DrawnPrompt]:
-    first = (step - 1) * run.config.groups_per_step
+@stage
+async def score(generation: Generation) -> Scored:
+    """Score a round's parts and commit them. Idempotent by round and replica: the first commit counts."""
+    run = current()
+    for replica, part in zip(generation.replicas, generation.parts, strict=True):
+        await commit_scored(run, generation.round.number, replica, part)
+    return Scored(round=generation.round, tokens_per_second=generation.tokens_per_second)
+
+
+@stage
+async def buffer(scored: Scored) -> tuple[StepBatch, ...]:
+    """Share a round's groups out to its steps, in the order of their draws. Idempotent by step."""
+    run = current()
+    size = run.config.groups_per_step
+    batches = []
+    for step in scored.round.steps:
+        draws = range((step - 1) * size, step * size)
+        groups = [layout.group_id(run.run_id, ordinal) for ordinal in draws]
+        committed = [g for g in groups if run.ledger.groups[g].commit is not None]
+        batches.append(
+            choose_batch(run, step, committed, tokens_per_second=scored.tokens_per_second)
+        )
+    return tuple(batches)
+
+
+def draw(run: ActiveRun, ordinals: range) -> list[DrawnPrompt]:
+    """The run's draws with these ordinals."""
     return [
         DrawnPrompt(
-            draw=draw,
-            group_id=layout.group_id(run.run_id, draw),
-            prompt=run.environment.train_prompt(draw),
+            draw=ordinal,
+            group_id=layout.group_id(run.run_id, ordinal),
+            prompt=run.environment.train_prompt(ordinal),
         )
-        for draw in range(first, first + run.config.groups_per_step)
+        for ordinal in ordinals
     ]
 
 
-def _admitted(step: int, drawn: list[DrawnPrompt]) -> facts.Admitted:
+def admitted(round: int, drawn: list[DrawnPrompt]) -> facts.Admitted:
+    """The fact that draws are let in."""
     return facts.Admitted(
-        round=step,
+        round=round,
         draws=tuple(
             facts.Draw(
                 draw=d.draw,
@@ -90,83 +115,15 @@ def _admitted(step: int, drawn: list[DrawnPrompt]) -> facts.Admitted:
     )
 
 
-def _generated(step: int, replica: int, reply: GenerateReply) -> facts.Generated:
-    assert reply.part is not None
+def generated(round: int, replica: int, stored: StoredPart) -> facts.Generated:
+    """The fact that a replica has stored a part."""
     return facts.Generated(
-        round=step,
+        round=round,
         replica=replica,
-        part=reply.part,
-        group_ids=reply.group_ids,
-        policy_version_min=reply.policy_version_min,
-        policy_version_max=reply.policy_version_max,
-        prompt_tokens=reply.prompt_tokens,
-        response_tokens=reply.response_tokens,
+        part=stored.part,
+        group_ids=stored.group_ids,
+        policy_version_min=stored.policy_version_min,
+        policy_version_max=stored.policy_version_max,
+        prompt_tokens=stored.prompt_tokens,
+        response_tokens=stored.response_tokens,
     )
-
-
-@stage
-async def score(generation: Generation) -> Scored:
-    """Score a round's parts and commit them. Idempotent by round and replica: the first commit counts."""
-    run = current()
-    commits: list[str] = []
-    for replica, part in zip(generation.replicas, generation.parts, strict=True):
-        request = ScoreRequest(
-            run_id=run.run_id, part=part, commit=f"{generation.round:06d}-{replica:03d}"
-        )
-        reply = await score_part(run, request)
-        assert reply.commit is not None
-        known = {fact.commit for fact in run.ledger.committed}
-        if reply.commit not in known:
-            run.append(
-                facts.Committed(
-                    round=generation.round,
-                    commit=reply.commit,
-                    group_ids=reply.group_ids,
-                    episodes=reply.num_episodes,
-                    score_set="run",
-                )
-            )
-        commits.append(reply.commit)
-    return Scored(round=generation.round, commits=tuple(commits))
-
-
-@stage
-async def buffer(step: int, scored: Scored) -> StepBatch:
-    """Choose the step's groups, in the order of their draws; groups whose rewards are all equal are dropped.
-
-    Idempotent by step: a batch that the log has is the batch.
-    """
-    run = current()
-    commits = [read_record(run.store, key, Commit) for key in scored.commits]
-    columns = ["group_id", "draw", "reward"]
-    table = read_committed(run.store, run.run_id, columns=columns, commits=commits)
-    rewards: dict[str, list[float]] = {}
-    draws: dict[str, int] = {}
-    for row in table.to_pylist():
-        rewards.setdefault(row["group_id"], []).append(row["reward"])
-        draws[row["group_id"]] = row["draw"]
-    ordered = sorted(rewards, key=draws.__getitem__)
-    # Exact equality: a spread of rounding errors is no signal, and a small true one is.
-    flat = tuple(group_id for group_id in ordered if len(set(rewards[group_id])) == 1)
-    kept = tuple(group_id for group_id in ordered if group_id not in set(flat))
-    if step not in run.ledger.batches:
-        new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept)]
-        if flat:
-            new.append(facts.Dropped(group_ids=flat, reason="no_signal", step=step))
-        run.append(*new)
-    return StepBatch(
-        step=step,
-        commits=scored.commits,
-        group_ids=kept,
-        metrics=_reward_metrics(list(rewards.values()), len(flat)),
-    )
-
-
-def _reward_metrics(groups: list[list[float]], num_flat: int) -> dict[str, float]:
-    if not groups:
-        return {}
-    return {
-        "reward": float(np.mean([np.mean(group) for group in groups])),
-        "reward_std": float(np.mean([np.std(group, ddof=1) for group in groups])),
-        "frac_reward_zero_std": num_flat / len(groups),
-    }

@@ -48,13 +48,13 @@ async def evaluate(name: str, policy_version: int) -> None:
     )
     scored: list[ScoreReply] = []
     for replica, reply in zip(requests, replies, strict=True):
-        if reply.too_long or reply.part is None:
+        if reply.too_long or reply.stored is None:
             raise ValueError(
                 f"sampling.max_tokens {run.config.sampling.max_tokens} leaves no room for held-out prompts such as "
                 f"{reply.too_long[0]}; lower it or shorten environment.prompt_template"
             )
         prefix = layout.evaluation_prefix(run.run_id, f"{name}-{replica:03d}")
-        request = ScoreRequest(run_id=run.run_id, part=reply.part, key_prefix=prefix)
+        request = ScoreRequest(run_id=run.run_id, part=reply.stored.part, key_prefix=prefix)
         scored.append(await score_part(run, request))
     sampled, greedy = (sum(r.reward_by_sample[i] for r in scored) / len(drawn) for i in (0, 1))
     run.append(

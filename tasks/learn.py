@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from forge_core.actors.messages import (
 )
 from storage import facts, layout
 from tasks.calls import on_replicas
-from tasks.references import Generation, StepBatch
+from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
 
@@ -25,13 +26,20 @@ class BoundExceeded(RuntimeError):
 
 
 @stage
-async def train(batch: StepBatch, generation: Generation) -> None:
+async def train(batches: tuple[StepBatch, ...]) -> None:
+    """Train a round's steps. Idempotent by step: a step that the log has is not trained again."""
+    run = current()
+    for batch in batches:
+        if batch.step not in run.ledger.steps:
+            await train_step(run, batch)
+
+
+async def train_step(run: ActiveRun, batch: StepBatch) -> None:
     """Train one step and log it.
 
-    Idempotent by step: the trainer answers again for the step it completed last, and a step that the log has is not
-    logged twice. Raises BoundExceeded if, on-policy, the trainer's logprobs differ from the recorded ones.
+    The trainer answers again for the step it completed last. Raises BoundExceeded if, on-policy, the trainer's
+    logprobs differ from the recorded ones.
     """
-    run = current()
     request = TrainRequest(
         run_id=run.run_id, step=batch.step, commits=batch.commits, group_ids=batch.group_ids
     )
@@ -42,26 +50,22 @@ async def train(batch: StepBatch, generation: Generation) -> None:
     )[0]
     _check_on_policy(run, reply)
     metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
-    if generation.seconds > 0:
-        metrics["generate/tokens_per_second"] = generation.response_tokens / generation.seconds
     metrics["train/seconds"] = reply.seconds
-    new: list[facts.Fact] = [run.intervals("trainer", reply.intervals)]
-    if batch.step not in run.ledger.steps:
-        new.append(
-            facts.Step(
-                step=batch.step,
-                group_ids=batch.group_ids,
-                score_set="run",
-                weights_digest=reply.weights_digest,
-                policy_version=batch.step,
-                optimizer_updates=reply.optimizer_updates,
-                age_max=reply.age_max,
-                age_mean=reply.age_mean,
-                metrics=metrics,
-                checkpoint=None,
-            )
-        )
-    run.append(*new)
+    run.append(
+        run.intervals("trainer", reply.intervals),
+        facts.Step(
+            step=batch.step,
+            group_ids=batch.group_ids,
+            score_set="run",
+            weights_digest=reply.weights_digest,
+            policy_version=batch.step,
+            optimizer_updates=reply.optimizer_updates,
+            age_max=reply.age_max,
+            age_mean=reply.age_mean,
+            metrics=metrics,
+            checkpoint=None,
+        ),
+    )
 
 
 def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
@@ -85,35 +89,51 @@ async def publish(policy_version: int) -> None:
     are too far apart or too certain to show it.
     """
     run = current()
-    timeout = run.config.timeouts.call_seconds
-    put: PublishReply = (
-        await run.meshes.trainer.call("publish", run.probe, timeout_seconds=timeout)
-    )[0]
-    if put.manifest.policy_version != policy_version:
-        raise BoundExceeded(
-            f"the trainer published version {put.manifest.policy_version} instead of {policy_version}"
-        )
-    run.append(run.intervals("trainer", put.intervals))
+    put = await put_weights(run, policy_version)
     loaded = await on_replicas(
         run,
         "load_version",
         {replica: (put.manifest, run.probe) for replica in range(len(run.meshes.generators))},
         LoadReply,
-        timeout_seconds=timeout,
+        timeout_seconds=run.config.timeouts.call_seconds,
     )
-    parity = _parity(policy_version, put, loaded)
-    replies: list[PublishReply | LoadReply] = [put, *loaded]
-    seconds = max(i.end - i.start for r in replies for i in r.intervals if i.kind == "weights")
+    note_published(run, put, loaded)
+
+
+async def put_weights(run: ActiveRun, policy_version: int) -> PublishReply:
+    """Have the trainer put its weights where the generators fetch them; safe to repeat.
+
+    Raises BoundExceeded if they are of another version.
+    """
+    answers: list[PublishReply] = await run.meshes.trainer.call(
+        "publish", run.probe, timeout_seconds=run.config.timeouts.call_seconds
+    )
+    put = answers[0]
+    if put.manifest.policy_version != policy_version:
+        raise BoundExceeded(
+            f"the trainer published version {put.manifest.policy_version} instead of {policy_version}"
+        )
+    run.append(run.intervals("trainer", put.intervals))
+    return put
+
+
+def note_published(run: ActiveRun, put: PublishReply, loaded: list[LoadReply]) -> None:
+    """Log that every generator serves the version, and how far it is from the trainer's.
+
+    Raises BoundExceeded if the probe's logprobs are too far apart or too certain to show it.
+    """
+    version = put.manifest.policy_version
+    parity = _parity(version, put, loaded)
     run.append(
         facts.Published(
-            policy_version=policy_version,
+            policy_version=version,
             weights_digest=put.manifest.digest,
             parity=parity,
             bytes=put.manifest.total_bytes,
-            seconds=seconds,
+            seconds=put.seconds + max(reply.seconds for reply in loaded),
         )
     )
-    _check_parity(run, policy_version, parity)
+    _check_parity(run, version, parity)
 
 
 def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
@@ -168,3 +188,11 @@ async def checkpoint(step: int) -> None:
         ),
         run.intervals("trainer", reply.intervals),
     )
+    run.kept_step, run.kept_at = step, time.monotonic()
+
+
+def is_checkpoint_due(run: ActiveRun, step: int) -> bool:
+    """Whether so many steps or seconds have passed since the last one as the config says."""
+    every, every_seconds = run.config.checkpoint.every, run.config.checkpoint.every_seconds
+    by_steps = bool(every) and step - run.kept_step >= every
+    return by_steps or time.monotonic() - run.kept_at >= every_seconds

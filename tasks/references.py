@@ -13,28 +13,44 @@ class Reference(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Round(Reference):
+    """Groups that are collected with one version of the weights, for one or more steps."""
+
+    number: int
+    """From 1; in sync, the step."""
+    first_step: int
+    """First step that trains on them, from 1."""
+    last_step: int
+    """Last step that does."""
+    policy_version: int
+    """Version that samples them."""
+
+    @property
+    def steps(self) -> range:
+        """Its steps."""
+        return range(self.first_step, self.last_step + 1)
+
+
 class Generation(Reference):
     """A round's unscored parts."""
 
-    round: int
-    """Round of generation, which in sync is the step."""
+    round: Round
+    """The round."""
     parts: tuple[PartRef, ...]
     """One per replica that had something to sample."""
     replicas: tuple[int, ...]
     """Who wrote each part."""
-    response_tokens: int
-    """Tokens sampled."""
-    seconds: float
-    """Time of the slowest engine."""
+    tokens_per_second: float
+    """Response tokens of all replicas over the time of the slowest; 0 without tokens."""
 
 
 class Scored(Reference):
-    """A round's committed parts."""
+    """A round whose episodes are committed."""
 
-    round: int
+    round: Round
     """The round."""
-    commits: tuple[str, ...]
-    """Keys of the commit records."""
+    tokens_per_second: float
+    """As its generation says."""
 
 
 class StepBatch(Reference):
@@ -47,4 +63,18 @@ class StepBatch(Reference):
     group_ids: tuple[str, ...]
     """The groups, in order."""
     metrics: dict[str, float]
-    """Rewards over all of the round's groups, the dropped ones among them."""
+    """Rewards over all groups that were considered, the dropped ones among them, and how they came about."""
+
+
+class Segment(Reference):
+    """A run of steps that async puts into one task of each stage."""
+
+    first_step: int
+    """From 1."""
+    last_step: int
+    """Last step."""
+
+    @property
+    def steps(self) -> range:
+        """Its steps."""
+        return range(self.first_step, self.last_step + 1)

@@ -8,10 +8,11 @@ import platform
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -70,6 +71,12 @@ class ActiveRun:
     """Told of every fact once it is true."""
     probe: tuple[tuple[int, ...], ...] = ()
     """Token ids that trainer and generators score at each publish."""
+    kept_step: int = 0
+    """Step of the newest checkpoint."""
+    kept_at: float = field(default_factory=time.monotonic)
+    """When it was written, on the monotonic clock."""
+    pipeline: object = None
+    """What stages that run at the same time share; theirs alone."""
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.cache_policies import NO_CACHE
@@ -39,7 +39,7 @@ def _delays(run: ActiveRun) -> list[float]:
     ]
 
 
-def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make an async function a stage, named after it.
 
     Every call is a Prefect task run, tried again as the run's config says when it fails of something transient. Await

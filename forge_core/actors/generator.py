@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from monarch.actor import Actor, endpoint
 
+from forge_core.actors.in_flight import InFlight
 from forge_core.actors.messages import (
+    AdvanceReply,
+    AdvanceRequest,
     DrawnPrompt,
     GenerateReply,
     GenerateRequest,
     LoadReply,
+    StoredPart,
 )
+from forge_core.actors.rows import group_rows
 from forge_core.config import RunConfig
 from forge_core.rollout import Episode, derive_seed, generate_episode
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
-from storage import layout
 from storage.episodes import SCHEMA, Figures
 from storage.objects import open_store
 from storage.parts import write_part
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Generator(Actor):
-    """Samples episodes from the current policy and stores them; takes new weights between rounds."""
+    """Samples episodes from the current policy and stores them; takes new weights between rounds or in flight."""
 
     def __init__(self, replica: int, config: RunConfig, store_uri: str, spawned_at: float) -> None:
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
@@ -47,6 +51,9 @@ class Generator(Actor):
             default_wait="wait_slot",
         )
         self._engine: Engine
+        self._in_flight: InFlight
+        self._last_load: LoadReply | None = None
+        self._last_advance: AdvanceReply | None = None
 
     @endpoint
     async def load(self, model_dir: str) -> None:
@@ -58,6 +65,7 @@ class Generator(Actor):
             return
         with self._timeline.during("startup"):
             self._engine = Engine(model_dir, self._config)
+            self._in_flight = InFlight(self._engine)
 
     @endpoint
     async def generate(self, request: GenerateRequest) -> GenerateReply:
@@ -81,6 +89,13 @@ class Generator(Actor):
 
         Raises ValueError, and goes on with the version it has, if the bytes are not those that the manifest tells.
         """
+        loaded = await self._load_version(manifest, probe)
+        return dataclasses.replace(loaded, intervals=tuple(self._timeline.drain()))
+
+    async def _load_version(
+        self, manifest: Manifest, probe: tuple[tuple[int, ...], ...]
+    ) -> LoadReply:
+        started = time.monotonic()
         with self._timeline.during("weights"):
             buckets = await store.get_version(
                 manifest, timeout_seconds=self._config.timeouts.call_seconds
@@ -94,9 +109,71 @@ class Generator(Actor):
                 )
             self._engine.load_version(manifest.policy_version, tensors)
             scored = await self._engine.run([self._engine.score(list(ids)) for ids in probe])
-        return LoadReply(
+        self._last_load = LoadReply(
+            policy_version=manifest.policy_version,
             digest=digest,
             probe_logprobs=tuple(tuple(logprobs) for logprobs in scored),
+            seconds=time.monotonic() - started,
+        )
+        return self._last_load
+
+    @endpoint
+    async def advance(self, request: AdvanceRequest) -> AdvanceReply:
+        """Generate in flight: swap weights, begin groups, and go on with what is under way. Safe to repeat by `seq`.
+
+        Raises what `load_version` raises, and what an episode raises.
+        """
+        last = self._last_advance
+        if last is None or last.seq != request.seq:
+            last = await self._advance(request)
+            # Its intervals are told once, whoever asks again.
+            self._last_advance = dataclasses.replace(last, intervals=())
+        return last
+
+    async def _advance(self, request: AdvanceRequest) -> AdvanceReply:
+        loaded = None
+        self._engine.in_flight = True
+        if (manifest := request.manifest) is not None:
+            if self._engine.policy_version != manifest.policy_version:
+                await self._load_version(manifest, request.probe)
+            loaded = self._last_load
+        fitting = [drawn for drawn in request.prompts if self._fits(drawn)]
+        with self._timeline.during("generate"):
+            started = time.monotonic()
+            for drawn in fitting:
+                if drawn.group_id not in self._in_flight:
+                    samples = range(request.num_samples)
+                    tasks = [
+                        self._engine.start(self._episode(drawn, "train", sample))
+                        for sample in samples
+                    ]
+                    self._in_flight.begin(drawn, tasks)
+            finished = await self._in_flight.advance(
+                part_groups=request.part_groups,
+                budget_seconds=request.budget_seconds,
+                hold_seconds=request.hold_seconds,
+            )
+            seconds = time.monotonic() - started
+            rows = [
+                row
+                for group in finished
+                for row in group_rows(
+                    request.run_id,
+                    group.drawn,
+                    group.episodes,
+                    attempt=request.attempt,
+                    seconds=group.seconds,
+                )
+            ]
+            stored = self._store_part(request.key_prefix, rows, seconds)
+        self._in_flight.forget(finished)
+        return AdvanceReply(
+            seq=request.seq,
+            stored=stored,
+            too_long=tuple(p.group_id for p in request.prompts if p not in fitting),
+            loaded=loaded,
+            num_under_way=len(self._in_flight),
+            seconds=seconds,
             intervals=tuple(self._timeline.drain()),
         )
 
@@ -118,93 +195,70 @@ class Generator(Actor):
             fitting = [p for p in request.prompts if self._fits(p)]
             episodes = await self._sample(request, fitting, "evaluate" if evaluate else "train")
             seconds = time.monotonic() - started
-            part = None
-            figures = None
-            if fitting:
-                table = _table(request, fitting, episodes, seconds)
-                part = write_part(self._store, request.key_prefix, table)
-                figures = Figures.of(table)
-        version = request.policy_version
+            rows = [
+                row
+                for drawn, of_group in zip(fitting, episodes, strict=True)
+                for row in group_rows(
+                    request.run_id, drawn, of_group, attempt=request.attempt, seconds=seconds
+                )
+            ]
+            stored = self._store_part(request.key_prefix, rows, seconds)
         return GenerateReply(
-            part=part,
-            group_ids=tuple(p.group_id for p in fitting),
+            stored=stored,
             too_long=tuple(p.group_id for p in request.prompts if p not in fitting),
-            policy_version_min=figures.policy_version_min if figures else version,
-            policy_version_max=figures.policy_version_max if figures else version,
-            prompt_tokens=figures.prompt_tokens if figures else 0,
-            response_tokens=figures.response_tokens if figures else 0,
-            seconds=seconds,
             intervals=tuple(self._timeline.drain()),
+        )
+
+    def _store_part(
+        self, key_prefix: str, rows: list[dict[str, Any]], seconds: float
+    ) -> StoredPart | None:
+        if not rows:
+            return None
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        figures = Figures.of(table)
+        return StoredPart(
+            part=write_part(self._store, key_prefix, table),
+            group_ids=figures.group_ids,
+            policy_version_min=figures.policy_version_min,
+            policy_version_max=figures.policy_version_max,
+            prompt_tokens=figures.prompt_tokens,
+            response_tokens=figures.response_tokens,
+            seconds=seconds,
         )
 
     def _fits(self, drawn: DrawnPrompt) -> bool:
         tokens = self._engine.encode_prompt(drawn.prompt.text)
         return len(tokens) <= self._engine.max_prompt_tokens
 
+    def _episode(
+        self, drawn: DrawnPrompt, purpose: str, sample: int
+    ) -> Coroutine[Any, Any, Episode]:
+        seed = derive_seed(self._config.seed, purpose, drawn.draw, sample)
+        return generate_episode(self._engine, drawn.prompt.text, seed=seed)
+
     async def _sample(
         self, request: GenerateRequest, prompts: list[DrawnPrompt], purpose: str
-    ) -> list[Episode]:
-        """Every prompt's samples, prompt by prompt; the greedy ones are the last of each prompt."""
+    ) -> list[list[Episode]]:
+        """Every prompt's samples; the greedy ones are its last."""
         num_random = request.num_samples - request.num_greedy
-        by_sample: dict[tuple[int, int], Episode] = {}
+        of_prompts: list[list[Episode]] = [[] for _ in prompts]
         for greedy, samples in (
             (False, range(num_random)),
             (True, range(num_random, request.num_samples)),
         ):
-            keys = [(p.draw, sample) for p in prompts for sample in samples]
             self._engine.greedy = greedy
             try:
-                episodes = await self._engine.run(
-                    [
-                        generate_episode(
-                            self._engine,
-                            drawn.prompt.text,
-                            seed=derive_seed(self._config.seed, purpose, drawn.draw, sample),
-                        )
-                        for drawn in prompts
-                        for sample in samples
-                    ]
+                episodes = iter(
+                    await self._engine.run(
+                        [
+                            self._episode(drawn, purpose, sample)
+                            for drawn in prompts
+                            for sample in samples
+                        ]
+                    )
                 )
             finally:
                 self._engine.greedy = False
-            by_sample.update(zip(keys, episodes, strict=True))
-        return [by_sample[p.draw, sample] for p in prompts for sample in range(request.num_samples)]
-
-
-def _table(
-    request: GenerateRequest, prompts: list[DrawnPrompt], episodes: list[Episode], seconds: float
-) -> pa.Table:
-    now = datetime.now(UTC)
-    rows = []
-    drawn_samples = [(p, sample) for p in prompts for sample in range(request.num_samples)]
-    for (drawn, sample), episode in zip(drawn_samples, episodes, strict=True):
-        prompt = drawn.prompt
-        rows.append(
-            {
-                "episode_id": layout.episode_id(drawn.group_id, sample),
-                "run_id": request.run_id,
-                "group_id": drawn.group_id,
-                "draw": drawn.draw,
-                "sample": sample,
-                "environment": prompt.environment,
-                "prompt_id": prompt.prompt_id,
-                "prompt": prompt.text,
-                "answer": prompt.answer,
-                "metadata": json.dumps({"index": prompt.index, **prompt.metadata}, sort_keys=True),
-                "response": episode.response,
-                "prompt_token_ids": episode.prompt_token_ids,
-                "response_token_ids": episode.response_token_ids,
-                "logprobs": episode.logprobs,
-                "mask": episode.mask,
-                "token_policy_versions": episode.token_policy_versions,
-                "turns": [{"role": t.role, "start": t.start, "end": t.end} for t in episode.turns],
-                "finish_reason": episode.finish_reason,
-                "reward": None,
-                "scores": None,
-                "seed": episode.seed,
-                "attempts": request.attempt,
-                "generate_seconds": seconds,
-                "created_at": now,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+            for of_prompt in of_prompts:
+                of_prompt += [next(episodes) for _ in samples]
+        return of_prompts

@@ -43,15 +43,13 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateReply:
+class StoredPart:
     """A stored part of episodes that are not scored yet."""
 
-    part: PartRef | None
-    """The part; None if every prompt was too long."""
+    part: PartRef
+    """The part."""
     group_ids: tuple[str, ...]
     """Groups in the part."""
-    too_long: tuple[str, ...]
-    """Groups whose prompt leaves no room for a response; not sampled."""
     policy_version_min: int
     """Oldest version of any token."""
     policy_version_max: int
@@ -62,8 +60,46 @@ class GenerateReply:
     """Response tokens, summed over episodes."""
     seconds: float
     """Time in the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateReply:
+    """What came of a request's prompts."""
+
+    stored: StoredPart | None
+    """Their episodes; None if every prompt was too long."""
+    too_long: tuple[str, ...]
+    """Groups whose prompt leaves no room for a response; not sampled."""
     intervals: tuple[Interval, ...]
     """The replica's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvanceRequest:
+    """Take new weights if there are any, begin new groups, and generate until a part is full or time is up."""
+
+    run_id: str
+    """The run."""
+    seq: int
+    """Number of the request, from 0; the one that was answered last is answered again without being done again."""
+    key_prefix: str
+    """Where a part goes; the digest of its bytes is added."""
+    prompts: tuple[DrawnPrompt, ...]
+    """Groups to begin."""
+    num_samples: int
+    """Samples per prompt."""
+    manifest: Manifest | None
+    """Weights to swap in first; None: those that it has."""
+    probe: tuple[tuple[int, ...], ...]
+    """Token ids to score with new weights."""
+    part_groups: int
+    """A part is written once so many groups are finished, or none is under way any more."""
+    budget_seconds: float
+    """Time after which it answers even so."""
+    hold_seconds: float
+    """Age of the oldest finished group at which a part is written however small."""
+    attempt: int = 1
+    """Attempt at this request, from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +196,8 @@ class PublishReply:
     """Per probe sequence: the trainer's logprob of every token but the first, at temperature 1."""
     probe_entropy: float
     """Mean entropy over the probe's tokens, in nats."""
+    seconds: float
+    """Time in the trainer."""
     intervals: tuple[Interval, ...]
     """Rank 0's time since it last told."""
 
@@ -168,10 +206,34 @@ class PublishReply:
 class LoadReply:
     """A generator's half of a publish: it serves the version."""
 
+    policy_version: int
+    """The version."""
     digest: str
     """Digest of the bytes it received."""
     probe_logprobs: tuple[tuple[float, ...], ...]
     """Per probe sequence: the engine's logprob of every token but the first, at temperature 1."""
+    seconds: float
+    """Time in the generator."""
+    intervals: tuple[Interval, ...] = ()
+    """The replica's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvanceReply:
+    """Where a replica stands."""
+
+    seq: int
+    """The request that this answers."""
+    stored: StoredPart | None
+    """A part of finished groups, if one was due."""
+    too_long: tuple[str, ...]
+    """Groups whose prompt leaves no room for a response; not begun."""
+    loaded: LoadReply | None
+    """The new weights' arrival, if there were any."""
+    num_under_way: int
+    """Groups that were begun and are in no part yet."""
+    seconds: float
+    """Time in the engine, whether a part came of it or not."""
     intervals: tuple[Interval, ...]
     """The replica's time since it last told."""
 

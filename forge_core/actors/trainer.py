@@ -227,6 +227,7 @@ class Trainer(Actor):
         """Put the current weights in TorchStore, forget the version before, and score the probe."""
         assert self._weights is not None, "publish follows warm_start or train"
         timeout = self._config.timeouts.call_seconds
+        started = time.monotonic()
         with self._timeline.during("weights"):
             manifest, buckets = self._weights
             # The collective part comes first: what rank 0 alone may fail at must not leave the others in it.
@@ -240,6 +241,7 @@ class Trainer(Actor):
             manifest=manifest,
             probe_logprobs=logprobs,
             probe_entropy=entropy,
+            seconds=time.monotonic() - started,
             intervals=tuple(self._timeline.drain()),
         )
 

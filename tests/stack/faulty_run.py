@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import tasks.collect
+import tasks.batches
 from flows.cli import main
 from forge_core.meshes import Mesh, MeshCall
 
-FAILS_AT_CALL = {"generate": 1, "score": 4, "train": 2}
-"""Which call of an endpoint fails, from 1. The verifier scores twice per evaluation and once per step."""
+FAILS_AT_CALL = {"generate": 1, "advance": 4, "score": 4, "train": 2}
+"""Which call of an endpoint fails, from 1. The verifier scores once per replica and evaluation, and once per part."""
 BUFFER_FAILS_AT = 3
 
 
 def main_with_faults() -> None:
-    """Fail after the work is done for generate and train, before it for score and buffer."""
+    """Fail after the work is done for generate, advance and train, before it for score and buffer."""
     calls: dict[str, int] = {}
-    true_call, true_read = Mesh.call, tasks.collect.read_committed
+    true_call, true_read = Mesh.call, tasks.batches.read_committed
 
     async def call(self: Mesh, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
         calls[endpoint] = calls.get(endpoint, 0) + 1
@@ -35,7 +35,7 @@ def main_with_faults() -> None:
         return true_read(*args, **kwargs)
 
     Mesh.call = call  # type: ignore[method-assign]
-    tasks.collect.read_committed = read_committed
+    tasks.batches.read_committed = read_committed
     main()
 
 

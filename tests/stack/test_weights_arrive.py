@@ -20,6 +20,8 @@ import pyarrow as pa
 import pytest
 
 from forge_core.actors.messages import (
+    AdvanceReply,
+    AdvanceRequest,
     DrawnPrompt,
     GenerateRequest,
     LoadReply,
@@ -59,9 +61,13 @@ class Seen:
     trained: list[TrainReply]
     sampled: list[list[dict[str, Any]]]
     """Rows of the generated part at each version."""
+    swapped: list[dict[str, Any]]
+    """Rows of the same prompts, with version 3 swapped in under them, and of two that began after the swap."""
+    repeated: list[AdvanceReply]
+    """Two answers to one request."""
 
 
-def _prompts() -> tuple[DrawnPrompt, ...]:
+def _prompts(first_draw: int = 0) -> tuple[DrawnPrompt, ...]:
     return tuple(
         DrawnPrompt(
             draw=draw,
@@ -76,7 +82,7 @@ def _prompts() -> tuple[DrawnPrompt, ...]:
                 metadata={},
             ),
         )
-        for draw, text in enumerate([TEXT + "One:", TEXT + "Two:"])
+        for draw, text in enumerate([TEXT + "One:", TEXT + "Two:"], start=first_draw)
     )
 
 
@@ -100,7 +106,7 @@ async def _watch(folder: Path) -> Seen:
         await asyncio.gather(call(trainer, "load", model), call(generator, "load", model))
         probe = await call(trainer, "encode_probe", 256)
         await call(trainer, "warm_start")
-        seen = Seen([], [], [], [])
+        seen = Seen([], [], [], [], [], [])
         for version in range(3):
             seen.published.append(await call(trainer, "publish", probe))
             seen.loaded.append(
@@ -114,27 +120,60 @@ async def _watch(folder: Path) -> Seen:
                 policy_version=version,
             )
             reply = await call(generator, "generate", request)
-            table = read_part(store, reply.part)
+            table = read_part(store, reply.stored.part)
             seen.sampled.append(table.to_pylist())
-            # Rewards that differ within each group, whatever was sampled.
-            rewards = pa.array([float(i % 4) for i in range(table.num_rows)])
-            scored = table.set_column(
-                table.schema.get_field_index("reward"), SCHEMA.field("reward"), rewards
-            )
-            commit = commit_part(store, RUN, f"round-{version}", scored)
             seen.trained.append(
-                await call(
-                    trainer,
-                    "train",
-                    TrainRequest(
-                        run_id=RUN,
-                        step=version + 1,
-                        commits=(layout.commit_key(RUN, commit.key),),
-                        group_ids=commit.group_ids,
-                    ),
-                )
+                await call(trainer, "train", _commit(store, version + 1, table, table["group_id"]))
             )
+
+        # In flight: the prompts begin under version 2 and go on under version 3, and two more begin then.
+        await call(generator, "advance", _advance(0, _prompts(), budget_seconds=0.0))
+        await call(generator, "advance", _advance(1, (), budget_seconds=0.02))
+        put = await call(trainer, "publish", probe)
+        last = _advance(2, _prompts(first_draw=2), manifest=put.manifest, probe=probe)
+        seen.repeated += [await call(generator, "advance", last) for _ in range(2)]
+        table = read_part(store, seen.repeated[0].stored.part)
+        seen.swapped = table.to_pylist()
+        begun_after = pa.array([layout.group_id(RUN, draw) for draw in (2, 3)])
+        seen.trained.append(await call(trainer, "train", _commit(store, 4, table, begun_after)))
     return seen
+
+
+def _commit(store: LocalStore, step: int, table: pa.Table, group_ids: Any) -> TrainRequest:
+    """Commit a table with rewards that differ within each group; a request to train on some of its groups."""
+    rewards = pa.array([float(i % 4) for i in range(table.num_rows)])
+    scored = table.set_column(
+        table.schema.get_field_index("reward"), SCHEMA.field("reward"), rewards
+    )
+    commit = commit_part(store, RUN, f"round-{step}", scored)
+    return TrainRequest(
+        run_id=RUN,
+        step=step,
+        commits=(layout.commit_key(RUN, commit.key),),
+        group_ids=tuple(dict.fromkeys(group_ids.to_pylist())),
+    )
+
+
+def _advance(
+    seq: int,
+    prompts: tuple[DrawnPrompt, ...],
+    *,
+    budget_seconds: float = 60.0,
+    manifest: Any = None,
+    probe: Any = (),
+) -> AdvanceRequest:
+    return AdvanceRequest(
+        run_id=RUN,
+        seq=seq,
+        key_prefix=f"generated/in-flight-{seq}",
+        prompts=prompts,
+        num_samples=CONFIG.group_size,
+        manifest=manifest,
+        probe=probe,
+        part_groups=4,
+        budget_seconds=budget_seconds,
+        hold_seconds=60.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +205,7 @@ def test_both_sides_score_the_probe_alike(seen: Seen) -> None:
 
 def test_recorded_logprobs_are_those_of_the_policy_in_training(seen: Seen) -> None:
     """Through the prefix cache, at a temperature other than 1, at every version."""
-    for rows, trained in zip(seen.sampled, seen.trained, strict=True):
+    for rows, trained in zip(seen.sampled, seen.trained[:3], strict=True):
         assert all(len(row["prompt_token_ids"]) > 256 for row in rows)
         assert trained.metrics["sampling/sampling_logp_difference/max"] <= 1e-2
         assert trained.metrics["sampling/sampling_logp_difference/mean"] <= 1e-3
@@ -181,3 +220,39 @@ def test_each_token_names_its_version(seen: Seen) -> None:
 def test_seeds_follow_from_ids(seen: Seen) -> None:
     assert len({row["seed"] for row in seen.sampled[0]}) == len(seen.sampled[0])
     assert [r["seed"] for r in seen.sampled[0]] == [r["seed"] for r in seen.sampled[2]]
+
+
+def test_a_swap_lies_between_two_tokens_of_a_request(seen: Seen) -> None:
+    """Before it every token is the one that version 2 gave without a swap; after it they are version 3's."""
+    undisturbed = {row["episode_id"]: row for row in seen.sampled[2]}
+    has_changed = False
+    begun_before = [row for row in seen.swapped if row["draw"] < 2]
+    assert len(begun_before) == 2 * CONFIG.group_size
+    for row in begun_before:
+        versions, before = row["token_policy_versions"], undisturbed[row["episode_id"]]
+        kept = versions.count(2)
+        assert kept >= 1
+        assert versions == [2] * kept + [3] * (len(versions) - kept)
+        assert row["response_token_ids"][:kept] == before["response_token_ids"][:kept]
+        assert np.allclose(row["logprobs"][:kept], before["logprobs"][:kept], atol=1e-3)
+        has_changed |= not np.allclose(
+            row["logprobs"][kept : kept + 1], before["logprobs"][kept : kept + 1], atol=1e-3
+        )
+    assert has_changed
+    assert {v for row in begun_before for v in row["token_policy_versions"]} == {2, 3}
+
+
+def test_what_begins_after_a_swap_reads_no_prefix_of_the_old_weights(seen: Seen) -> None:
+    begun_after = [row for row in seen.swapped if row["draw"] >= 2]
+    assert len(begun_after) == 2 * CONFIG.group_size
+    assert {v for row in begun_after for v in row["token_policy_versions"]} == {3}
+    assert seen.trained[3].age_max == 0
+    assert seen.trained[3].metrics["sampling/sampling_logp_difference/max"] <= 1e-2
+
+
+def test_an_advance_asked_twice_is_done_once(seen: Seen) -> None:
+    first, second = seen.repeated
+    assert first.stored is not None and first.loaded is not None
+    assert first.num_under_way == 0
+    assert first.intervals and not second.intervals
+    assert second.stored == first.stored and second.loaded == first.loaded

@@ -26,7 +26,7 @@ from storage.objects import LocalStore
 from storage.records import Controller
 from tasks import run as run_module
 from tasks.learn import BoundExceeded, publish, train
-from tasks.references import Generation, StepBatch
+from tasks.references import StepBatch
 from tasks.run import ActiveRun
 
 NUM_TOKENS = 40
@@ -34,8 +34,12 @@ PROBE = (tuple(range(NUM_TOKENS + 1)),)
 AGREED = ((-0.5,) * NUM_TOKENS,)
 MANIFEST = Manifest(policy_version=1, slots=(), bucket_bytes=(64,), digest="d1")
 WEIGHTS = (Interval(kind="weights", start=1.0, end=1.5),)
-PUT = PublishReply(manifest=MANIFEST, probe_logprobs=AGREED, probe_entropy=0.6, intervals=WEIGHTS)
-LOADED = LoadReply(digest="d1", probe_logprobs=AGREED, intervals=WEIGHTS)
+PUT = PublishReply(
+    manifest=MANIFEST, probe_logprobs=AGREED, probe_entropy=0.6, seconds=0.5, intervals=WEIGHTS
+)
+LOADED = LoadReply(
+    policy_version=1, digest="d1", probe_logprobs=AGREED, seconds=0.25, intervals=WEIGHTS
+)
 TRAINED = TrainReply(
     step=1,
     weights_digest="d1",
@@ -110,7 +114,7 @@ def test_agreement_is_published(tmp_path: Path) -> None:
         (published,) = run.ledger.published
     assert published.policy_version == 1
     assert published.bytes == 64
-    assert published.seconds == 0.5
+    assert published.seconds == 0.75
     assert published.parity is not None and published.parity.max == 0.0
     assert run.ledger.meshes.keys() == {"trainer", "generator-0"}
 
@@ -145,7 +149,7 @@ def test_recorded_logprobs_of_another_policy_stop_the_run(tmp_path: Path, gap: f
     reply = dataclasses.replace(TRAINED, metrics=metrics)
     with holding(tmp_path, {"train": reply}) as run:
         with pytest.raises(BoundExceeded, match="do not agree"):
-            bare(train)(_batch(), _generation())
+            bare(train)((_batch(),))
         assert not run.ledger.steps
 
 
@@ -155,17 +159,13 @@ def test_a_step_asked_twice_is_logged_once(tmp_path: Path) -> None:
     with holding(
         tmp_path, {"train": dataclasses.replace(TRAINED, metrics=metrics, intervals=())}
     ) as run:
-        bare(train)(_batch(), _generation())
-        bare(train)(_batch(), _generation())
+        bare(train)((_batch(),))
+        bare(train)((_batch(),))
         assert len(run.ledger.trained) == 1
         assert run.ledger.steps[1].metrics["loss"] == 0.1
-        assert run.ledger.steps[1].metrics["generate/tokens_per_second"] == 50.0
+        assert run.ledger.steps[1].metrics["reward"] == 0.5
         assert "entropy" not in run.ledger.steps[1].metrics
 
 
 def _batch() -> StepBatch:
-    return StepBatch(step=1, commits=(), group_ids=(), metrics={})
-
-
-def _generation() -> Generation:
-    return Generation(round=1, parts=(), replicas=(), response_tokens=100, seconds=2.0)
+    return StepBatch(step=1, commits=(), group_ids=(), metrics={"reward": 0.5})

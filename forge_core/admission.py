@@ -1,0 +1,203 @@
+"""Admission: which draws may be under way, so that no group is ever too old to be trained on.
+
+              admit(r)            finish             take(step)             serve(r, step)
+    draw ──────────────▶ UNDER WAY ──────▶ READY ──────────────▶ BATCHED ──────────────────▶ SETTLED
+                          ▲     │                                                 (slot free at replica r)
+                 adopt(r) │     │ lose(r)
+                          └─ ORPHANED
+          UNDER WAY or ORPHANED ── drop ──▶ DROPPED (slot free at once)
+
+    who                waits for                                           which ends by
+    replica r          a slot: pending(r) < (S+1)P                         serve(r, step), drop
+    replica r          weights, once nothing is under way and no slot free a publish
+    an orphan          a replica that serves no older weights than those   serve(r, v)
+                       it was admitted under
+    a step's batch     P ready groups within the window                    finish, drop
+    a publish          every replica serving the version before it         serve
+
+P groups make a step; A is `max_policy_age`, W the window. A step takes P ready groups, first in first out but for the
+window: none whose ordinal is W or more above the oldest that no step has taken. pending(r) counts the groups that are
+admitted, neither dropped nor in the batch of a step whose weights r serves.
+
+**Bound.** With S = A - ceil((W-1)/P) >= 0, no group is trained on at an age above A. Proof: let draw o be admitted to
+replica r, which serves version v; its tokens are of version v or newer. Of the draws before it, vP are in batches of
+steps that r knows of and some, d, were dropped; so o - d - vP < (S+1)P. Steps take before o at most the draws below o
+that are not dropped, o - d, and W-1 above it. So o is in a step whose number less one, the version before its first
+update, is at most ((v+S+1)P - 1 + W-1) / P, rounded down: v + S + ceil((W-1)/P) = v + A.
+
+**Progress.** Once every replica serves the newest step, pending(r) counts only what no step has taken, so up to
+(S+1)P >= P groups can be got ready; then the oldest is among them and the window excludes none.
+
+Nothing here knows of processes, time or Prefect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+
+def spare_steps(*, max_policy_age: int, window: int, groups_per_step: int) -> int:
+    """S = A - ceil((W-1)/P): batches beyond the one in training that may be pending; below 0 the bound cannot hold."""
+    return max_policy_age - -(-(window - 1) // groups_per_step)
+
+
+class _State(Enum):
+    UNDER_WAY = auto()
+    ORPHANED = auto()
+    READY = auto()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A group that is in no batch yet."""
+
+    state: _State
+    replica: int
+    version: int
+    """What the replica that admitted it served then: no token is older."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Admission:
+    """The bookkeeping of one run. Ordinals are those of draws, from 0 without gaps.
+
+    Example:
+        admission = Admission(groups_per_step=64, max_policy_age=2, window=64, steps=48, replicas=1)
+        drawn = admission.admit(replica=0, most=16)
+        admission.finish(drawn[0])
+        batch = admission.take(step=1)  # None until 64 are ready
+        admission.serve(replica=0, version=1)
+    """
+
+    groups_per_step: int
+    """P."""
+    max_policy_age: int
+    """A."""
+    window: int
+    """W."""
+    steps: int
+    """Steps of the run; no more is admitted than they use up."""
+    replicas: int
+    """Generator replicas; each begins by serving version 0."""
+    admitted: int = 0
+    """Draws admitted so far."""
+    dropped: int = 0
+    """Draws dropped outside a batch so far."""
+    taken: int = 0
+    """Steps that have their batch."""
+    served: dict[int, int] = field(default_factory=dict)
+    """Version that each living replica serves."""
+    _open: dict[int, _Open] = field(default_factory=dict)
+    _last_batch: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self._spare < 0:
+            raise ValueError(
+                f"max_policy_age {self.max_policy_age} is below ceil((window - 1) / groups_per_step) = "
+                f"{self.max_policy_age - self._spare}"
+            )
+        self.served = {replica: 0 for replica in range(self.replicas)}
+
+    @property
+    def _spare(self) -> int:
+        return spare_steps(
+            max_policy_age=self.max_policy_age,
+            window=self.window,
+            groups_per_step=self.groups_per_step,
+        )
+
+    def free_slots(self, replica: int) -> int:
+        """How many draws may be admitted to a replica now; 0 for one that is lost."""
+        if replica not in self.served:
+            return 0
+        size = self.groups_per_step
+        pending = self.admitted - self.dropped - self.served[replica] * size
+        left = self.steps * size + self.dropped - self.admitted
+        return max(0, min((self._spare + 1) * size - pending, left))
+
+    def admit(self, replica: int, most: int) -> list[int]:
+        """Admit up to `most` further draws to a replica; their ordinals."""
+        count = min(most, self.free_slots(replica))
+        ordinals = list(range(self.admitted, self.admitted + count))
+        for ordinal in ordinals:
+            self._open[ordinal] = _Open(_State.UNDER_WAY, replica, self.served[replica])
+        self.admitted += count
+        return ordinals
+
+    def under_way(self, replica: int) -> list[int]:
+        """Ordinals that a replica is generating."""
+        return [
+            ordinal
+            for ordinal, group in self._open.items()
+            if group.state is _State.UNDER_WAY and group.replica == replica
+        ]
+
+    def finish(self, ordinal: int) -> None:
+        """A group is generated, scored and committed. Safe to repeat, also when it is in a batch by now."""
+        if ordinal in self._open:
+            self._open[ordinal].state = _State.READY
+
+    def drop(self, ordinal: int) -> None:
+        """A group will never be trained on, and no step has considered it. Safe to repeat."""
+        if self._open.pop(ordinal, None) is not None:
+            self.dropped += 1
+
+    def serve(self, replica: int, version: int) -> None:
+        """A replica serves a version from now on; one that was lost is back.
+
+        Raises ValueError for a version that no batch precedes, or an older one than it served.
+        """
+        if not self.served.get(replica, 0) <= version <= self.taken:
+            raise ValueError(
+                f"replica {replica} cannot go from version {self.served.get(replica)} to {version} "
+                f"when {self.taken} steps have their batch"
+            )
+        self.served[replica] = version
+
+    def lose(self, replica: int) -> list[int]:
+        """A replica is gone; the ordinals that it leaves behind, which others have to adopt."""
+        self.served.pop(replica, None)
+        orphans = self.under_way(replica)
+        for ordinal in orphans:
+            self._open[ordinal].state = _State.ORPHANED
+        return orphans
+
+    def adopt(self, replica: int) -> list[int]:
+        """Orphans that a replica now generates: those to which it gives no older tokens than the bound counts on."""
+        adopted = []
+        if (serves := self.served.get(replica)) is not None:
+            for ordinal, group in self._open.items():
+                if group.state is _State.ORPHANED and group.version <= serves:
+                    self._open[ordinal] = _Open(_State.UNDER_WAY, replica, group.version)
+                    adopted.append(ordinal)
+        return adopted
+
+    def take(self, step: int) -> tuple[int, ...] | None:
+        """The batch of a step in the order of draws, or None while too few groups are ready.
+
+        Safe to repeat for the step that was asked for last; raises ValueError for any other but the next.
+        """
+        if step == self.taken and step > 0:
+            return self._last_batch
+        if step != self.taken + 1:
+            raise ValueError(f"step {step} does not follow step {self.taken}")
+        chosen = self._choose()
+        if chosen is None:
+            return None
+        for ordinal in chosen:
+            del self._open[ordinal]
+        self.taken, self._last_batch = step, tuple(sorted(chosen))
+        return self._last_batch
+
+    def _choose(self) -> list[int] | None:
+        ready = [o for o in sorted(self._open) if self._open[o].state is _State.READY]
+        if len(ready) < self.groups_per_step:
+            return None
+        waiting = iter([o for o in sorted(self._open) if self._open[o].state is not _State.READY])
+        # The oldest that no step has taken: a ready one is taken next itself, so only the others hold the window back.
+        oldest_waiting = next(waiting, None)
+        chosen = ready[: self.groups_per_step]
+        if oldest_waiting is not None and chosen[-1] >= oldest_waiting + self.window:
+            return None
+        return chosen

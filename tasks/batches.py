@@ -1,0 +1,68 @@
+"""A step's batch: what of its groups carries a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from storage import facts
+from storage.parts import read_committed
+from storage.records import Commit, read_record
+from tasks.references import StepBatch
+from tasks.run import ActiveRun
+
+
+def choose_batch(
+    run: ActiveRun, step: int, group_ids: Sequence[str], *, tokens_per_second: float
+) -> StepBatch:
+    """The batch of a step from committed groups, in their order; those whose rewards are all equal are dropped.
+
+    Idempotent by step: a batch that the log has is the batch.
+    """
+    commits = _commits(run, group_ids)
+    rewards = _rewards(run, commits, group_ids)
+    if step not in run.ledger.batches:
+        # Exact equality: a spread of rounding errors is no signal, and a small true one is.
+        flat = tuple(group_id for group_id in group_ids if len(set(rewards[group_id])) == 1)
+        kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
+        new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept)]
+        if flat:
+            new.append(facts.Dropped(group_ids=flat, reason="no_signal", step=step))
+        run.append(*new)
+    kept = run.ledger.batches[step]
+    metrics = _reward_metrics(list(rewards.values()), len(group_ids) - len(kept))
+    if tokens_per_second:
+        metrics["generate/tokens_per_second"] = tokens_per_second
+    return StepBatch(step=step, commits=_commits(run, kept), group_ids=kept, metrics=metrics)
+
+
+def _commits(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str, ...]:
+    found = (run.ledger.groups[group_id].commit for group_id in group_ids)
+    return tuple(dict.fromkeys(commit for commit in found if commit is not None))
+
+
+def _rewards(
+    run: ActiveRun, commits: Sequence[str], group_ids: Sequence[str]
+) -> dict[str, list[float]]:
+    table = read_committed(
+        run.store,
+        run.run_id,
+        columns=["group_id", "reward"],
+        commits=[read_record(run.store, key, Commit) for key in commits],
+        group_ids=group_ids,
+    )
+    rewards: dict[str, list[float]] = {group_id: [] for group_id in group_ids}
+    for row in table.to_pylist():
+        rewards[row["group_id"]].append(row["reward"])
+    return rewards
+
+
+def _reward_metrics(groups: list[list[float]], num_flat: int) -> dict[str, float]:
+    if not groups:
+        return {}
+    return {
+        "reward": float(np.mean([np.mean(group) for group in groups])),
+        "reward_std": float(np.mean([np.std(group, ddof=1) for group in groups])),
+        "frac_reward_zero_std": num_flat / len(groups),
+    }

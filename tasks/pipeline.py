@@ -1,0 +1,198 @@
+"""What the stages of the async regime share while they run at the same time: queues between them, and admission.
+
+    generate ──parts──▶ score ──admission──▶ buffer ──batches──▶ train ──weights──▶ generate
+
+Everything here can be told again: a stage that is tried again finds what it had not finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from forge_core.actors.messages import (
+    AdvanceReply,
+    AdvanceRequest,
+    LoadReply,
+    PublishReply,
+    StoredPart,
+)
+from forge_core.admission import Admission
+from storage import facts, layout
+from tasks.collect import admitted, draw, generated
+from tasks.learn import note_published
+from tasks.references import StepBatch
+from tasks.run import ActiveRun
+
+_PARTS_PER_STEP = 4
+"""Parts in which a step's groups are stored, where they finish evenly: scoring begins after the first."""
+_BUDGET_SECONDS = 0.25
+"""Longest time in which a replica hears of no new weights or slots."""
+_HOLD_SECONDS = 2.0
+"""Longest time in which a finished group waits for others to fill a part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A generated part that is not scored yet."""
+
+    round: int
+    replica: int
+    stored: StoredPart
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    """The queues of one run."""
+
+    run: ActiveRun
+    admission: Admission
+    parts: deque[Part] = field(default_factory=deque)
+    """To be scored, oldest first."""
+    batches: dict[int, StepBatch] = field(default_factory=dict)
+    """To be trained on, by step."""
+    put: PublishReply | None = None
+    """The newest weights that generators may fetch."""
+    loads: dict[int, LoadReply] = field(default_factory=dict)
+    """By replica, the arrival of the newest weights."""
+    requests: dict[int, AdvanceRequest] = field(default_factory=dict)
+    """By replica, what it was asked and has not answered."""
+    num_requests: int = 0
+    """How many were ever made."""
+    under_way: dict[int, int] = field(default_factory=dict)
+    """By replica, groups that it has begun and not stored."""
+    tokens: int = 0
+    """Response tokens since the last batch."""
+    seconds: float = 0.0
+    """Engine time since the last batch, summed over replicas."""
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @classmethod
+    def of(cls, run: ActiveRun) -> Pipeline:
+        """The empty pipeline of a run whose generators serve version 0."""
+        config = run.config
+        admission = Admission(
+            groups_per_step=config.groups_per_step,
+            max_policy_age=config.max_policy_age,
+            window=config.window,
+            steps=config.steps,
+            replicas=config.generators.replicas,
+        )
+        return cls(run=run, admission=admission)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for others to make it so."""
+        async with self._changed:
+            await self._changed.wait_for(holds)
+
+    async def tell(self) -> None:
+        """Have those that wait look again."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    def all_serve(self, version: int) -> bool:
+        """Whether every replica serves this version or a newer one."""
+        return all(served >= version for served in self.admission.served.values())
+
+    def has_work(self, replica: int) -> bool:
+        """Whether there is anything that a replica could be asked."""
+        return (
+            replica in self.requests
+            or self.under_way.get(replica, 0) > 0
+            or self._awaits_weights(replica)
+            or self._room(replica) > 0
+        )
+
+    def _awaits_weights(self, replica: int) -> bool:
+        put = self.put
+        return put is not None and put.manifest.policy_version > self.admission.served[replica]
+
+    def _room(self, replica: int) -> int:
+        """How many groups a replica may begin now: its share of the free slots, and no more than it decodes at once."""
+        config = self.run.config
+        free = self.admission.free_slots(replica)
+        share = math.ceil(free / config.generators.replicas)
+        at_once = max(1, config.generators.max_sequences // config.group_size)
+        return max(0, min(share, at_once - self.under_way.get(replica, 0)))
+
+    def request(self, replica: int, attempt: int) -> AdvanceRequest:
+        """What a replica is to be asked next, its new draws admitted; the same again until it is answered."""
+        if replica not in self.requests:
+            run, config = self.run, self.run.config
+            seq = self.num_requests
+            ordinals = self.admission.admit(replica, self._room(replica))
+            drawn = []
+            if ordinals:
+                drawn = draw(run, range(ordinals[0], ordinals[-1] + 1))
+                run.append(admitted(seq, drawn))
+            put = self.put if self._awaits_weights(replica) else None
+            self.requests[replica] = AdvanceRequest(
+                run_id=run.run_id,
+                seq=seq,
+                key_prefix=layout.generated_prefix(run.run_id, layout.part_name(seq, replica)),
+                prompts=tuple(drawn),
+                num_samples=config.group_size,
+                manifest=put.manifest if put else None,
+                probe=run.probe,
+                part_groups=math.ceil(config.groups_per_step / _PARTS_PER_STEP),
+                budget_seconds=_BUDGET_SECONDS,
+                hold_seconds=_HOLD_SECONDS,
+                attempt=attempt,
+            )
+            self.num_requests += 1
+        return self.requests[replica]
+
+    async def answered(self, replica: int, reply: AdvanceReply) -> None:
+        """Log what a replica has done, and pass it on."""
+        run = self.run
+        mesh = run.meshes.generators[replica].name
+        new: list[facts.Fact] = [run.intervals(mesh, reply.intervals)]
+        if reply.stored is not None:
+            new.append(generated(reply.seq, replica, reply.stored))
+        if reply.too_long:
+            new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=None))
+        run.append(*new)
+        del self.requests[replica]
+        self.under_way[replica] = reply.num_under_way
+        self.seconds += reply.seconds
+        if reply.stored is not None:
+            self.parts.append(Part(round=reply.seq, replica=replica, stored=reply.stored))
+            self.tokens += reply.stored.response_tokens
+        for group_id in reply.too_long:
+            self.admission.drop(self._ordinal(group_id))
+        if reply.loaded is not None:
+            self._loaded(replica, reply.loaded)
+        await self.tell()
+
+    def _loaded(self, replica: int, loaded: LoadReply) -> None:
+        self.admission.serve(replica, loaded.policy_version)
+        self.loads[replica] = loaded
+        put = self.put
+        assert put is not None
+        version = put.manifest.policy_version
+        if all(load.policy_version == version for load in self.loads.values()) and len(
+            self.loads
+        ) == len(self.run.meshes.generators):
+            note_published(self.run, put, [self.loads[r] for r in sorted(self.loads)])
+
+    async def scored(self, part: Part) -> None:
+        """A part is committed; its groups are ready to be trained on."""
+        for group_id in part.stored.group_ids:
+            self.admission.finish(self._ordinal(group_id))
+        if self.parts and self.parts[0] == part:
+            self.parts.popleft()
+        await self.tell()
+
+    def take_speed(self) -> float:
+        """Response tokens per second and replica since this was last asked."""
+        speed = self.tokens / self.seconds if self.seconds else 0.0
+        self.tokens, self.seconds = 0, 0.0
+        return speed
+
+    def _ordinal(self, group_id: str) -> int:
+        admitted_draw = self.run.ledger.groups[group_id].draw
+        assert admitted_draw is not None
+        return admitted_draw.draw

@@ -1,0 +1,99 @@
+"""The stages of the async regime: each is one task per segment, and all of a segment's run at the same time.
+
+A stage ends with its segment's last step. What is under way in the engines then goes on in the next.
+"""
+
+from __future__ import annotations
+
+from forge_core.actors.messages import AdvanceReply
+from storage import layout
+from tasks.batches import choose_batch
+from tasks.calls import commit_scored
+from tasks.learn import checkpoint, is_checkpoint_due, put_weights, train_step
+from tasks.pipeline import Pipeline
+from tasks.references import Segment
+from tasks.run import current
+from tasks.stage import attempt, stage
+from tasks.together import together
+
+
+def pipeline() -> Pipeline:
+    """The pipeline of the current run, made when it is first asked for."""
+    run = current()
+    if not isinstance(run.pipeline, Pipeline):
+        run.pipeline = Pipeline.of(run)
+    return run.pipeline
+
+
+@stage
+async def generate(segment: Segment) -> None:
+    """Keep every replica generating, under the newest weights, until all serve the segment's last step."""
+    replicas = range(len(current().meshes.generators))
+    await together(*(_generate_on(replica, segment.last_step) for replica in replicas))
+
+
+async def _generate_on(replica: int, last_step: int) -> None:
+    run, line = current(), pipeline()
+
+    def is_over() -> bool:
+        return replica not in line.requests and line.all_serve(last_step)
+
+    while True:
+        await line.until(lambda: is_over() or line.has_work(replica))
+        if is_over():
+            return
+        answers: list[AdvanceReply] = await run.meshes.generators[replica].call(
+            "advance",
+            line.request(replica, attempt()),
+            timeout_seconds=run.config.timeouts.call_seconds,
+        )
+        await line.answered(replica, answers[0])
+
+
+@stage
+async def score(segment: Segment) -> None:
+    """Score and commit parts as they come, until the segment's last step has its batch."""
+    run, line = current(), pipeline()
+    while True:
+        await line.until(lambda: bool(line.parts) or segment.last_step in line.batches)
+        if not line.parts:
+            return
+        part = line.parts[0]
+        await commit_scored(run, part.round, part.replica, part.stored.part)
+        await line.scored(part)
+
+
+@stage
+async def buffer(segment: Segment) -> None:
+    """Choose each step's groups as soon as enough are ready. Idempotent by step."""
+    run, line = current(), pipeline()
+    for step in segment.steps:
+        if step not in line.batches:
+            await line.until(lambda step=step: line.admission.take(step) is not None)  # type: ignore[misc]
+            ordinals = line.admission.take(step) or ()
+            groups = [layout.group_id(run.run_id, ordinal) for ordinal in ordinals]
+            line.batches[step] = choose_batch(
+                run, step, groups, tokens_per_second=line.take_speed()
+            )
+            await line.tell()
+
+
+@stage
+async def train(segment: Segment) -> None:
+    """Train and publish step by step; the next begins while generators still fetch the weights of the one before.
+
+    Idempotent by step. Raises BoundExceeded as the parts that it is made of do.
+    """
+    run, line = current(), pipeline()
+    for step in segment.steps:
+        if line.put is not None and line.put.manifest.policy_version >= step:
+            continue
+        await line.until(lambda step=step: step in line.batches)  # type: ignore[misc]
+        if step not in run.ledger.steps:
+            await train_step(run, line.batches[step])
+        # What is published replaces the version before, which no one may still be fetching.
+        await line.until(lambda step=step: line.all_serve(step - 1))  # type: ignore[misc]
+        line.put = await put_weights(run, step)
+        await line.tell()
+        if is_checkpoint_due(run, step):
+            await checkpoint(step)

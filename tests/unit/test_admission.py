@@ -1,0 +1,203 @@
+"""The age bound, by a state machine that drives admission alone through any order of events."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from forge_core.admission import Admission, spare_steps
+
+
+class Pipeline(RuleBasedStateMachine):
+    """Replicas that generate, are lost and come back; a trainer that takes batches; weights that arrive late.
+
+    The model keeps what admission must not be believed about: the oldest version that each group's tokens can have.
+    """
+
+    @initialize(
+        size=st.integers(1, 4),
+        window=st.integers(1, 5),
+        extra_age=st.integers(0, 3),
+        steps=st.integers(1, 12),
+        replicas=st.integers(1, 3),
+    )
+    def start(self, size: int, window: int, extra_age: int, steps: int, replicas: int) -> None:
+        self.size, self.steps, self.replicas = size, steps, replicas
+        self.age = math.ceil((window - 1) / size) + extra_age
+        self.admission = Admission(
+            groups_per_step=size,
+            max_policy_age=self.age,
+            window=window,
+            steps=steps,
+            replicas=replicas,
+        )
+        self.serves = dict.fromkeys(range(replicas), 0)
+        self.at_work: dict[int, int] = {}
+        self.oldest: dict[int, int] = {}
+        self.done: set[int] = set()
+        self.outside: set[int] = set()
+        self.trained: dict[int, int] = {}
+
+    @rule(replica=st.integers(0, 2), most=st.integers(1, 20))
+    def admit(self, replica: int, most: int) -> None:
+        for ordinal in self.admission.admit(replica, most):
+            assert ordinal not in self.oldest
+            self.at_work[ordinal] = replica
+            self.oldest[ordinal] = self.serves[replica]
+
+    @precondition(lambda self: self.at_work)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ordinal = data.draw(st.sampled_from(sorted(self.at_work)))
+        del self.at_work[ordinal]
+        self.done.add(ordinal)
+        self.admission.finish(ordinal)
+
+    @precondition(lambda self: self.at_work)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        ordinal = data.draw(st.sampled_from(sorted(self.at_work)))
+        del self.at_work[ordinal]
+        self.outside.add(ordinal)
+        self.admission.drop(ordinal)
+
+    @precondition(lambda self: self.admission.taken < self.steps)
+    @rule()
+    def take(self) -> None:
+        step = self.admission.taken + 1
+        batch = self.admission.take(step)
+        if batch is None:
+            return
+        assert len(batch) == self.size
+        assert self.admission.take(step) == batch
+        for ordinal in batch:
+            assert ordinal in self.done, "a batch holds only what is ready"
+            assert ordinal not in self.trained, "and nothing twice"
+            self.trained[ordinal] = step
+
+    @rule(rounds=st.integers(1, 9))
+    def overtake(self, rounds: int) -> None:
+        """The worst for age: the newest draw straggles, and all that its replica can get ready goes before it."""
+        self.admit(0, 1000)
+        straggler = max(self.at_work, default=None)
+        for _ in range(rounds):
+            for ordinal in [o for o in sorted(self.at_work) if o != straggler]:
+                del self.at_work[ordinal]
+                self.done.add(ordinal)
+                self.admission.finish(ordinal)
+            if self.admission.taken < self.steps:
+                self.take()
+            if 0 in self.serves:
+                self.serves[0] = self.admission.taken
+                self.admission.serve(0, self.admission.taken)
+            self.admit(0, 1000)
+
+    @rule(replica=st.integers(0, 2), data=st.data())
+    def serve(self, replica: int, data: st.DataObject) -> None:
+        if replica < self.replicas:
+            version = data.draw(st.integers(self.serves.get(replica, 0), self.admission.taken))
+            self.serves[replica] = version
+            self.admission.serve(replica, version)
+
+    @precondition(lambda self: len(self.serves) > 1)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        replica = data.draw(st.sampled_from(sorted(self.serves)))
+        del self.serves[replica]
+        orphans = self.admission.lose(replica)
+        assert sorted(orphans) == sorted(o for o, r in self.at_work.items() if r == replica)
+        for ordinal in orphans:
+            del self.at_work[ordinal]
+
+    @rule(replica=st.integers(0, 2))
+    def adopt(self, replica: int) -> None:
+        for ordinal in self.admission.adopt(replica):
+            assert ordinal not in self.at_work
+            # What a new replica samples begins with the weights that it serves.
+            self.oldest[ordinal] = self.serves[replica]
+            self.at_work[ordinal] = replica
+
+    @invariant()
+    def ages_are_bounded(self) -> None:
+        for ordinal, step in getattr(self, "trained", {}).items():
+            assert 0 <= step - 1 - self.oldest[ordinal] <= self.age
+
+    def teardown(self) -> None:
+        """Whatever happened, the run can be brought to its end, and then nothing is left."""
+        if not hasattr(self, "admission"):
+            return
+        for _ in range(10 * (self.steps + 1)):
+            for replica in range(self.replicas):
+                self.serves[replica] = self.admission.taken
+                self.admission.serve(replica, self.admission.taken)
+                self.adopt(replica)
+                self.admit(replica, 1000)
+            for ordinal in sorted(self.at_work):
+                del self.at_work[ordinal]
+                self.done.add(ordinal)
+                self.admission.finish(ordinal)
+            if self.admission.taken < self.steps:
+                self.take()
+        self.ages_are_bounded()
+        assert self.admission.taken == self.steps
+        assert self.trained.keys() | self.outside == set(range(self.admission.admitted))
+        assert len(self.trained) == self.steps * self.size
+
+
+TestPipeline = Pipeline.TestCase
+TestPipeline.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("age", "window", "size", "spare"), [(0, 1, 64, 0), (2, 64, 64, 1), (2, 65, 64, 1), (2, 66, 64, 0)]
+)  # fmt: skip
+def test_spare_steps_are_the_age_less_what_the_window_costs(age, window, size, spare):
+    assert spare_steps(max_policy_age=age, window=window, groups_per_step=size) == spare
+
+
+def test_slots_of_a_step_come_back_only_with_its_weights():
+    admission = Admission(groups_per_step=2, max_policy_age=1, window=1, steps=9, replicas=2)
+    assert admission.admit(0, 99) == [0, 1, 2, 3]
+    for ordinal in (0, 1):
+        admission.finish(ordinal)
+    assert admission.take(1) == (0, 1)
+    assert admission.free_slots(0) == 0
+    admission.serve(1, 1)
+    assert (admission.free_slots(0), admission.free_slots(1)) == (0, 2)
+
+
+def test_the_window_lets_a_straggler_be_overtaken_and_no_further():
+    admission = Admission(groups_per_step=1, max_policy_age=5, window=3, steps=9, replicas=1)
+    admission.admit(0, 4)
+    for ordinal in (1, 2, 3):
+        admission.finish(ordinal)
+    assert admission.take(1) == (1,)
+    assert admission.take(2) == (2,)
+    assert admission.take(3) is None
+    admission.finish(0)
+    assert admission.take(3) == (0,)
+
+
+def test_an_orphan_waits_for_weights_as_new_as_those_it_was_admitted_under():
+    admission = Admission(groups_per_step=1, max_policy_age=2, window=1, steps=9, replicas=2)
+    admission.admit(0, 1)
+    admission.finish(0)
+    admission.take(1)
+    admission.serve(0, 1)
+    (orphan,) = admission.admit(0, 1)
+    assert admission.lose(0) == [orphan]
+    assert admission.adopt(1) == []
+    admission.serve(1, 1)
+    assert admission.adopt(1) == [orphan]
+
+
+def test_impossible_versions_are_refused():
+    admission = Admission(groups_per_step=1, max_policy_age=0, window=1, steps=2, replicas=1)
+    with pytest.raises(ValueError, match="cannot go from version 0 to 1"):
+        admission.serve(0, 1)
+    with pytest.raises(ValueError, match="does not follow"):
+        admission.take(2)
