@@ -81,13 +81,13 @@ def run(
     # Deferred: it brings Prefect, which takes seconds to import.
     from flows.launch import launch
 
-    code = launch(
+    outcome = launch(
         resolved, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
     )
     # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(outcome.code)
 
 
 app.command()(reports.runs)

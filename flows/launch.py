@@ -12,8 +12,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,17 +22,39 @@ from flows.ephemeral import surroundings, wait_for_server
 from flows.terminal import FAILED
 from forge_core.config import RunConfig
 from forge_core.meshes import preload
+from forge_core.user_code import reference_to
 from storage import layout
 from storage.objects import open_store
+
+if TYPE_CHECKING:
+    from flows.loop import LoopFunction
 
 _DONE = 0
 _PATIENCE_SECONDS = 3.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    code: int
+    """Exit code: 0 finished, 1 anything else."""
+    summary: dict[str, Any]
+    """What run.json holds, or why there is none."""
+    failure: BaseException | None
+    """What ended it early."""
+
+
 def launch(
-    config: RunConfig, *, store_uri: str, run_id: str | None, json_output: bool, verbose: bool
-) -> int:
-    """Run a config to its end and say what came of it; the exit code: 0 finished, 1 anything else.
+    config: RunConfig,
+    *,
+    store_uri: str,
+    run_id: str | None,
+    json_output: bool,
+    verbose: bool,
+    loop: LoopFunction | None = None,
+) -> Outcome:
+    """Run a config to its end and say what came of it, with `loop` in its regime's place if there is one.
 
     What the run's processes print goes to `output.log` in the run's folder.
     """
@@ -44,28 +67,28 @@ def launch(
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as workdir:
             console.print(f"run {run_id}: starting; its files lie in {folder}")
-            failure = _run(config, store_uri, run_id, folder, console, workdir)
+            failure = _run(config, store_uri, run_id, folder, console, workdir, loop)
         if failure is not None:
             _explain(failure, run_id, folder, console)
         # Deferred, like all that needs Prefect: it is imported once the server has been started.
         from flows.results import result_table
         from storage.summary import run_summary
 
-        if not store.exists(layout.config_key(run_id)):
-            if json_output:
-                json.dump({"run_id": run_id, "status": "failed", "reason": str(failure)}, out)
-                out.write("\n")
-            return FAILED
-        summary = run_summary(store, run_id)
+        summary: dict[str, Any] = (
+            run_summary(store, run_id)
+            if store.exists(layout.config_key(run_id))
+            else {"run_id": run_id, "status": "failed", "reason": str(failure)}
+        )
         if json_output:
             json.dump(summary, out, indent=2, ensure_ascii=False)
             out.write("\n")
         elif failure is None:
             console.print(result_table(summary))
-            console.print(f"checkpoint:  {folder / 'checkpoints' / format(config.steps, '08d')}")
+            kept = folder / "checkpoints" / format(summary["steps"], "08d")
+            console.print(f"checkpoint:  {kept}")
             console.print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
             console.print(f"next:        forgeflow show {run_id} --store {store_uri}")
-    return _DONE if failure is None else FAILED
+    return Outcome(code=_DONE if failure is None else FAILED, summary=summary, failure=failure)
 
 
 def _run(
@@ -75,27 +98,31 @@ def _run(
     folder: Path,
     console: Console,
     workdir: Path,
+    loop: LoopFunction | None,
 ) -> BaseException | None:
     """What the flow raised, if anything."""
 
     async def main() -> None:
         # Deferred: Prefect reads its settings from the environment when it is imported.
+        from flows.loop import own_loop
         from flows.post_train import post_train
         from flows.progress import LiveProgress
-        from tasks.run import listening
+        from tasks.run import listening, relying_on
         from tasks.tensorboard import TensorBoard
 
         task = asyncio.current_task()
         assert task is not None
         interrupts: list[float] = []
-        loop = asyncio.get_running_loop()
+        events = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _cancel_or_kill, task, number, interrupts)
+            events.add_signal_handler(number, _cancel_or_kill, task, number, interrupts)
         with (
             LiveProgress(console, config.steps) as progress,
             TensorBoard(folder / "tensorboard") as board,
             listening(progress, board),
+            relying_on({} if loop is None else {"loop": reference_to("loop", loop)}),
         ):
+            own_loop.set(loop)
             await post_train(config, store_uri, run_id)
 
     try:

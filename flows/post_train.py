@@ -7,6 +7,7 @@ import logging
 
 from prefect import flow
 
+from flows.loop import drive, own_loop
 from flows.regimes import REGIMES
 from flows.results import table_artifact
 from forge_core.config import RunConfig
@@ -33,9 +34,13 @@ async def post_train(config: RunConfig, store: str, run_id: str) -> None:
         await publish(0)
         await checkpoint(0)
         await evaluate("initial", policy_version=0)
-        await REGIMES[config.regime](run)
-        await evaluate("final", policy_version=config.steps)
-        await checkpoint(config.steps)
+        if (loop := own_loop.get()) is not None:
+            await drive(run, loop)
+        else:
+            await REGIMES[config.regime](run)
+        last = run.ledger.current_step
+        await evaluate("final", policy_version=last)
+        await checkpoint(last)
     try:
         await table_artifact(store, run_id)
     except Exception as error:

@@ -15,6 +15,7 @@ from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.meshes import place
+from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
 
@@ -37,6 +38,8 @@ def preflight(config: RunConfig, store_uri: str, *, run_id: str | None = None) -
             f"--run-id {run_id!r} exists in store {store_uri!r}: choose another, or leave it out"
         )
     _check_gpus(config)
+    for field, reference in config.user_code().items():
+        check_reference(field, reference)
     model = _model_directory(config)
     environment = load_environment(config.environment, config.seed)
     prompts = _render_prompts(environment)

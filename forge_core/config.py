@@ -236,6 +236,8 @@ class TimeoutsConfig(Section):
     """Until one stage of one round has ended."""
     call_seconds: float = Field(120.0, gt=0.0)
     """Until any other call has ended."""
+    reward_seconds: float = Field(60.0, gt=0.0)
+    """Until a reward function of your own has scored the completions of one prompt."""
 
 
 class ShutdownConfig(Section):
@@ -269,6 +271,13 @@ class RunConfig(Section):
     """Steps that hybrid trains while it collects the groups of as many more. Unless given: 2 in hybrid."""
     segment_steps: int = Field(20, ge=1)
     """Steps that async runs within one task of each stage."""
+    reward: str | None = None
+    """A function of your own that scores in the environment's stead, with TRL's signature
+    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`."""
+    loss: str | None = None
+    """A loss of your own in GRPO's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per token."""
+    generate_episode: str | None = None
+    """A function of your own that makes an episode: `async (policy, prompt_text, *, seed) -> Episode`."""
     model: ModelConfig = ModelConfig()
     """The policy."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -297,6 +306,16 @@ class RunConfig(Section):
     """Deadlines."""
     shutdown: ShutdownConfig = ShutdownConfig()
     """Ending."""
+
+    def user_code(self) -> dict[str, str]:
+        """References to code of the user's, by the field that names them."""
+        named = {
+            "environment.name": self.environment.name if ":" in self.environment.name else None,
+            "reward": self.reward,
+            "loss": self.loss,
+            "generate_episode": self.generate_episode,
+        }
+        return {field: reference for field, reference in named.items() if reference is not None}
 
     @model_validator(mode="before")
     @classmethod

@@ -26,6 +26,17 @@ IntervalKind = Literal[
 Status = Literal["finished", "failed", "cancelled"]
 
 
+class Source(Record):
+    """A file of the user's code that a run relies on."""
+
+    field: str
+    """Key of the config that names it, or `loop`."""
+    reference: str
+    """How it was named."""
+    file: FileRef
+    """The file as it was."""
+
+
 class Started(Record):
     """The first fact of an incarnation."""
 
@@ -34,6 +45,8 @@ class Started(Record):
     """The run."""
     meshes: tuple[str, ...]
     """Names of the meshes that will log intervals."""
+    sources: tuple[Source, ...] = ()
+    """Code of the user's."""
 
 
 class Draw(Record):
@@ -119,6 +132,8 @@ class Batched(Record):
     """The step, from 1."""
     group_ids: tuple[str, ...]
     """The groups, in order."""
+    advantages: dict[str, float] | None = None
+    """By episode id, 0 for the others, where a loop of the user's has chosen them."""
 
 
 class Step(Record):

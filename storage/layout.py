@@ -42,6 +42,11 @@ def run_json_key(run_id: str) -> str:
     return f"{run_folder(run_id)}run.json"
 
 
+def source_key(run_id: str, sha256: str, name: str) -> str:
+    """Where a file of the user's code is kept."""
+    return f"{run_folder(run_id)}source/{sha256[:12]}-{name}"
+
+
 def incarnations_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}incarnations/"
 

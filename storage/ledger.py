@@ -103,6 +103,8 @@ class Ledger:
     """All of them, in order."""
     retries: list[facts.Retry] = field(default_factory=list)
     """All of them, in order."""
+    sources: list[facts.Source] = field(default_factory=list)
+    """Code of the user's, of all incarnations."""
     meshes: dict[str, list[facts.Interval]] = field(default_factory=dict)
     """Intervals by mesh, in order."""
     end: facts.End | None = None
@@ -173,6 +175,7 @@ class Ledger:
     def _add_fact(self, fact: facts.Fact) -> None:
         match fact:
             case facts.Started():
+                self.sources.extend(fact.sources)
                 for mesh in fact.meshes:
                     self.meshes.setdefault(mesh, [])
             case facts.Admitted():

@@ -52,6 +52,10 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "started_at": _iso(first.claimed_at) if first else None,
         "finished_at": _iso(ledger.last_at[len(ledger.incarnations) - 1]) if ended else None,
         "config": config,
+        "sources": [
+            {"field": s.field, "reference": s.reference, "key": s.file.key, "sha256": s.file.sha256}
+            for s in ledger.sources
+        ],
         "versions": newest.versions if newest else {},
         "git_commit": newest.git_commit if newest else None,
         "bitwise": _is_bitwise(config, ledger),

@@ -46,6 +46,7 @@ def file_problems(
     for evaluated in ledger.evaluated.values():
         yield from audit.evaluated(evaluated)
     yield from audit.checkpoints()
+    yield from audit.sources()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -207,6 +208,15 @@ class _Audit:
                     self.counted["bytes"] += len(read_file(self.store, file))
                 except (ValueError, ObjectNotFound) as error:
                     yield Problem("checkpoint", file.key, str(error))
+
+    def sources(self) -> Iterator[Problem]:
+        """The user's code is as it was kept."""
+        for source in self.ledger.sources:
+            self.counted["sources"] += 1
+            try:
+                read_file(self.store, source.file)
+            except (ValueError, ObjectNotFound) as error:
+                yield Problem("source", source.file.key, str(error))
 
     def _read(self, part: PartRef) -> pa.Table:
         """The part's episodes, if it is as written and they make sense.

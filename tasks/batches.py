@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,19 +15,33 @@ from tasks.run import ActiveRun
 
 
 def choose_batch(
-    run: ActiveRun, step: int, group_ids: Sequence[str], *, tokens_per_second: float
+    run: ActiveRun,
+    step: int,
+    group_ids: Sequence[str],
+    *,
+    tokens_per_second: float,
+    advantages: Mapping[str, float] | None = None,
 ) -> StepBatch:
-    """The batch of a step from committed groups, in their order; those whose rewards are all equal are dropped.
+    """The batch of a step from committed groups, in their order; those without a signal are dropped.
 
-    Idempotent by step: a batch that the log has is the batch.
+    That is: all rewards are equal, or, with `advantages` by episode id, all of those are 0. Idempotent by step: a batch
+    that the log has is the batch. Raises ValueError for an advantage that is not finite or no such episode's.
     """
-    commits = _commits(run, group_ids)
-    rewards = _rewards(run, commits, group_ids)
+    episodes = _rewards(run, _commits(run, group_ids), group_ids)
+    rewards = {group_id: list(of_group.values()) for group_id, of_group in episodes.items()}
+    signals = rewards
+    if advantages is not None:
+        _check_advantages(advantages, {e for of_group in episodes.values() for e in of_group})
+        signals = {
+            group_id: [0.0, *(advantages.get(episode, 0.0) for episode in of_group)]
+            for group_id, of_group in episodes.items()
+        }
     if step not in run.ledger.batches:
         # Exact equality: a spread of rounding errors is no signal, and a small true one is.
-        flat = tuple(group_id for group_id in group_ids if len(set(rewards[group_id])) == 1)
+        flat = tuple(group_id for group_id in group_ids if len(set(signals[group_id])) == 1)
         kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
-        new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept)]
+        given = None if advantages is None else dict(advantages)
+        new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept, advantages=given)]
         if flat:
             new.append(facts.Dropped(group_ids=flat, reason="no_signal", step=step))
         run.append(*new)
@@ -34,7 +49,25 @@ def choose_batch(
     metrics = _reward_metrics(list(rewards.values()), len(group_ids) - len(kept))
     if tokens_per_second:
         metrics["generate/tokens_per_second"] = tokens_per_second
-    return StepBatch(step=step, commits=_commits(run, kept), group_ids=kept, metrics=metrics)
+    return StepBatch(
+        step=step,
+        commits=_commits(run, kept),
+        group_ids=kept,
+        metrics=metrics,
+        advantages=None if advantages is None else dict(advantages),
+    )
+
+
+def _check_advantages(advantages: Mapping[str, float], episodes: set[str]) -> None:
+    for episode, advantage in advantages.items():
+        if episode not in episodes:
+            raise ValueError(
+                f"advantages name episode {episode!r}, which was not collected for this step: take ids of collect()"
+            )
+        if not math.isfinite(advantage):
+            raise ValueError(
+                f"the advantage of episode {episode!r} is {advantage}: give a finite number"
+            )
 
 
 def _commits(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str, ...]:
@@ -44,17 +77,18 @@ def _commits(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str, ...]:
 
 def _rewards(
     run: ActiveRun, commits: Sequence[str], group_ids: Sequence[str]
-) -> dict[str, list[float]]:
+) -> dict[str, dict[str, float]]:
+    """By group and episode."""
     table = read_committed(
         run.store,
         run.run_id,
-        columns=["group_id", "reward"],
+        columns=["group_id", "episode_id", "reward"],
         commits=[read_record(run.store, key, Commit) for key in commits],
         group_ids=group_ids,
     )
-    rewards: dict[str, list[float]] = {group_id: [] for group_id in group_ids}
+    rewards: dict[str, dict[str, float]] = {group_id: {} for group_id in group_ids}
     for row in table.to_pylist():
-        rewards[row["group_id"]].append(row["reward"])
+        rewards[row["group_id"]][row["episode_id"]] = row["reward"]
     return rewards
 
 

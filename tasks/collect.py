@@ -86,6 +86,25 @@ async def buffer(scored: Scored) -> tuple[StepBatch, ...]:
     return tuple(batches)
 
 
+@stage
+async def batch(scored: Scored, advantages: dict[str, float]) -> StepBatch:
+    """The batch of a round's one step, with the advantages that were chosen for its episodes. Idempotent by step."""
+    run = current()
+    groups = [
+        group_id
+        for fact in run.ledger.committed
+        if fact.round == scored.round.number
+        for group_id in fact.group_ids
+    ]
+    return choose_batch(
+        run,
+        scored.round.last_step,
+        sorted(groups),
+        tokens_per_second=scored.tokens_per_second,
+        advantages=advantages,
+    )
+
+
 def draw(run: ActiveRun, ordinals: range) -> list[DrawnPrompt]:
     """The run's draws with these ordinals."""
     return [

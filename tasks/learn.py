@@ -41,7 +41,11 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
     logprobs differ from the recorded ones.
     """
     request = TrainRequest(
-        run_id=run.run_id, step=batch.step, commits=batch.commits, group_ids=batch.group_ids
+        run_id=run.run_id,
+        step=batch.step,
+        commits=batch.commits,
+        group_ids=batch.group_ids,
+        advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
     )
     reply: TrainReply = (
         await run.meshes.trainer.call(

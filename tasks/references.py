@@ -64,6 +64,8 @@ class StepBatch(Reference):
     """The groups, in order."""
     metrics: dict[str, float]
     """Rewards over all groups that were considered, the dropped ones among them, and how they came about."""
+    advantages: dict[str, float] | None = None
+    """By episode id, 0 for the others, where they are not the algorithm's."""
 
 
 class Segment(Reference):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from storage.records import Controller
 from storage.runs import read_config, store_config
 from storage.summary import write_run_json
 from tasks.interrupts import cancelled_by
+from tasks.sources import keep_sources
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class ActiveRun:
 
 
 _current: ContextVar[ActiveRun] = ContextVar("forgeflow_run")
+_more_code: ContextVar[dict[str, str]] = ContextVar("forgeflow_more_code", default={})  # noqa: B039
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("forgeflow_listeners", default=())
 
 
@@ -126,6 +128,16 @@ def listening(*listeners: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.reset(token)
+
+
+@contextmanager
+def relying_on(references: Mapping[str, str]) -> Iterator[None]:
+    """Have the runs that are opened inside keep further code of the user's, by what it is."""
+    token = _more_code.set(dict(references))
+    try:
+        yield
+    finally:
+        _more_code.reset(token)
 
 
 def current() -> ActiveRun:
@@ -150,6 +162,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
     config = RunConfig.model_validate(read_config(store, run_id))
     claimed_at = log.incarnation.controller.claimed_at
     try:
+        sources = keep_sources(store, run_id, {**config.user_code(), **_more_code.get()})
         async with (
             cancelled_by(signal.SIGTERM),
             _scratch_folder() as scratch,
@@ -166,7 +179,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
                 environment=load_environment(config.environment, config.seed),
                 listeners=_listeners.get(),
             )
-            run.append(facts.Started(run_id=run_id, meshes=mesh_names(config)))
+            run.append(facts.Started(run_id=run_id, meshes=mesh_names(config), sources=sources))
             token = _current.set(run)
             try:
                 yield run

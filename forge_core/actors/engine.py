@@ -103,6 +103,10 @@ class Engine:
         """See `Policy.encode_prompt`."""
         return encode_prompt(self._tokenizer, text)
 
+    def encode(self, text: str) -> list[int]:
+        """See `Policy.encode`."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
     def decode(self, token_ids: list[int]) -> str:
         """See `Policy.decode`."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))

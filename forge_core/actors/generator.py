@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,7 +22,13 @@ from forge_core.actors.messages import (
 )
 from forge_core.actors.rows import group_rows
 from forge_core.config import RunConfig
-from forge_core.rollout import Episode, derive_seed, generate_episode
+from forge_core.rollout import (
+    Episode,
+    EpisodeFunction,
+    custom_generate_episode,
+    derive_seed,
+    generate_episode,
+)
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
@@ -52,6 +57,7 @@ class Generator(Actor):
         )
         self._engine: Engine
         self._in_flight: InFlight
+        self._generate_episode: EpisodeFunction = generate_episode
         self._last_load: LoadReply | None = None
         self._last_advance: AdvanceReply | None = None
 
@@ -64,6 +70,8 @@ class Generator(Actor):
         if hasattr(self, "_engine"):  # a retry of the stage: one engine is enough
             return
         with self._timeline.during("startup"):
+            if (reference := self._config.generate_episode) is not None:
+                self._generate_episode = custom_generate_episode(reference)
             self._engine = Engine(model_dir, self._config)
             self._in_flight = InFlight(self._engine)
 
@@ -230,11 +238,9 @@ class Generator(Actor):
         tokens = self._engine.encode_prompt(drawn.prompt.text)
         return len(tokens) <= self._engine.max_prompt_tokens
 
-    def _episode(
-        self, drawn: DrawnPrompt, purpose: str, sample: int
-    ) -> Coroutine[Any, Any, Episode]:
+    async def _episode(self, drawn: DrawnPrompt, purpose: str, sample: int) -> Episode:
         seed = derive_seed(self._config.seed, purpose, drawn.draw, sample)
-        return generate_episode(self._engine, drawn.prompt.text, seed=seed)
+        return await self._generate_episode(self._engine, drawn.prompt.text, seed=seed)
 
     async def _sample(
         self, request: GenerateRequest, prompts: list[DrawnPrompt], purpose: str

@@ -146,6 +146,8 @@ class TrainRequest:
     """Keys of the commit records that hold the groups."""
     group_ids: tuple[str, ...]
     """The batch, in order; empty trains on nothing."""
+    advantages: tuple[tuple[str, float], ...] | None = None
+    """By episode id, 0 for the others; None: those of the algorithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

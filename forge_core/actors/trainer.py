@@ -28,7 +28,8 @@ from forge_core.actors.messages import (
 )
 from forge_core.algorithms import warm_start
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
-from forge_core.algorithms.step import Learner, load_batch
+from forge_core.algorithms.data import load_batch
+from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.timeline import Interval, Timeline

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pyarrow as pa
 from monarch.actor import Actor, endpoint
@@ -15,18 +16,37 @@ from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
 from forge_core.environments import load_environment
 from forge_core.environments.base import Environment, Prompt
+from forge_core.rewards import RewardProcess
 from forge_core.timeline import Interval, Timeline
 from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import open_store
 from storage.parts import commit_part, read_part, write_part
 
+_SCORED_COLUMNS = [
+    "episode_id",
+    "group_id",
+    "prompt_id",
+    "prompt",
+    "answer",
+    "environment",
+    "metadata",
+    "response",
+    "response_token_ids",
+]
+
 
 class Verifier(Actor):
-    """Scores parts with the environment's own scorer."""
+    """Scores parts with the environment's own scorer, or with a function of the user's."""
 
     def __init__(self, config: RunConfig, store_uri: str, spawned_at: float) -> None:
+        self._config = config
         self._store = open_store(store_uri)
+        self._reward = (
+            RewardProcess(config.reward, timeout_seconds=config.timeouts.reward_seconds)
+            if config.reward is not None
+            else None
+        )
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
             self._environment: Environment = load_environment(config.environment, config.seed)
@@ -35,8 +55,9 @@ class Verifier(Actor):
     async def score(self, request: ScoreRequest) -> ScoreReply:
         """Score a part; commit it, or store it as an evaluation. Safe to repeat: the first commit counts.
 
-        Raises ValueError, naming environment and episode, if a score is no finite number; an error that the environment
-        lets out is raised as it is. Neither is ever a reward of 0.
+        Raises ValueError, naming environment and episode, if a score is no finite number, and RewardError for whatever
+        a user's function does instead; an error that the environment lets out is raised as it is. None of this is ever
+        a reward of 0.
         """
         with self._timeline.during("evaluate" if request.commit is None else "score"):
             table = self._scored(read_part(self._store, request.part))
@@ -61,8 +82,15 @@ class Verifier(Actor):
         return tuple(self._timeline.drain())
 
     def _scored(self, table: pa.Table) -> pa.Table:
-        rewards = [self._score(row) for row in table.to_pylist()]
-        scores = [[{"name": self._environment.name, "value": reward}] for reward in rewards]
+        by_group: dict[str, list[dict[str, Any]]] = {}
+        for row in table.select(_SCORED_COLUMNS).to_pylist():
+            by_group.setdefault(row["group_id"], []).append(row)
+        by_episode: dict[str, float] = {}
+        for rows in by_group.values():
+            rewards = self._score(rows)
+            by_episode.update(zip((row["episode_id"] for row in rows), rewards, strict=True))
+        rewards = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
+        scores = [[{"name": self._scorer_name, "value": reward}] for reward in rewards]
         return table.set_column(
             table.schema.get_field_index("reward"), SCHEMA.field("reward"), [rewards]
         ).set_column(
@@ -71,24 +99,46 @@ class Verifier(Actor):
             pa.array(scores, SCHEMA.field("scores").type),
         )
 
-    def _score(self, row: dict[str, object]) -> float:
-        metadata = json.loads(str(row["metadata"]))
-        prompt = Prompt(
-            prompt_id=str(row["prompt_id"]),
-            text=str(row["prompt"]),
-            answer=str(row["answer"]),
-            target=str(row["answer"]),
-            index=metadata.pop("index"),
-            environment=str(row["environment"]),
-            metadata=metadata,
-        )
-        reward = float(self._environment.score(prompt, str(row["response"])))
+    @property
+    def _scorer_name(self) -> str:
+        """What the scores are called: the environment, or the user's function."""
+        if self._config.reward is None:
+            return self._environment.name
+        return self._config.reward.rpartition(":")[2]
+
+    def _score(self, rows: list[dict[str, Any]]) -> list[float]:
+        """Rewards of one prompt's episodes."""
+        prompt = _prompt(rows[0])
+        if self._reward is not None:
+            return self._reward(
+                prompt,
+                [row["response"] for row in rows],
+                [row["response_token_ids"] for row in rows],
+            )
+        return [self._score_one(prompt, row) for row in rows]
+
+    def _score_one(self, prompt: Prompt, row: dict[str, Any]) -> float:
+        reward = float(self._environment.score(prompt, row["response"]))
         if not math.isfinite(reward):
             raise ValueError(
                 f"environment {self._environment.name!r} scored episode {row['episode_id']} as {reward}; "
                 "a score must be a finite number"
             )
         return reward
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    """The prompt of a stored episode."""
+    metadata = json.loads(row["metadata"])
+    return Prompt(
+        prompt_id=row["prompt_id"],
+        text=row["prompt"],
+        answer=row["answer"],
+        target=row["answer"],
+        index=metadata.pop("index"),
+        environment=row["environment"],
+        metadata=metadata,
+    )
 
 
 def _reward_by_sample(table: pa.Table) -> tuple[float, ...]:

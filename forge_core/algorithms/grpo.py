@@ -74,8 +74,20 @@ def grpo_loss(
         metrics = {
             "clip_ratio/low_mean": float((is_low * mask).sum()),
             "clip_ratio/high_mean": float((is_high * mask).sum()),
-            # Schulman's k3 estimator of KL(sampled || trained): exp(x) - 1 - x, with x the log ratio.
-            "sampling/kl": float(((ratio_BT - 1.0 - log_ratio_BT) * mask).sum()),
-            "sampling/sampling_logp_difference/mean": float(log_ratio_BT.abs().sum()),
+            "clip_ratio/region_mean": float(((is_low | is_high) * mask).sum()),
+            **ratio_sums(logprobs_BT, sampled_logprobs_BT, mask_BT),
         }
     return LossSums(loss=loss, metrics=metrics)
+
+
+@torch.no_grad()
+def ratio_sums(
+    logprobs_BT: torch.Tensor, sampled_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> dict[str, float]:
+    """Sums over masked tokens that tell how far the policy is from the one that sampled, whatever the loss."""
+    log_ratio_BT = torch.where(mask_BT, logprobs_BT - sampled_logprobs_BT, 0.0)
+    return {
+        # Schulman's k3 estimator of KL(sampled || trained): exp(x) - 1 - x, with x the log ratio.
+        "sampling/kl": float((log_ratio_BT.exp() - 1.0 - log_ratio_BT).sum()),
+        "sampling/sampling_logp_difference/mean": float(log_ratio_BT.abs().sum()),
+    }

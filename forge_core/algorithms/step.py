@@ -1,4 +1,4 @@
-"""One optimizer's view of training: a supervised step, a post-training step, and their data."""
+"""One optimizer's view of training: a supervised step and a post-training step."""
 
 from __future__ import annotations
 
@@ -9,103 +9,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forge_core.actors.messages import TrainRequest
-from forge_core.algorithms.batch import Sequence, collate, share, split, token_logprobs
-from forge_core.algorithms.grpo import group_advantages, grpo_loss
-from forge_core.config import AlgorithmConfig, RunConfig
-from storage.objects import ObjectStore
-from storage.parts import read_committed
-from storage.records import Commit, read_record
-
-_COLUMNS = [
-    "group_id",
-    "sample",
-    "prompt_token_ids",
-    "response_token_ids",
-    "logprobs",
-    "mask",
-    "token_policy_versions",
-    "reward",
-    "finish_reason",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """A step's episodes in the order of its groups."""
-
-    sequences: list[Sequence]
-    """With advantages."""
-    age_max: int
-    """Largest age of a group, in versions; 0 for an empty batch."""
-    age_mean: float
-    """Mean age over groups."""
-    metrics: dict[str, float]
-    """What the episodes say without a model."""
-
-
-def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmConfig) -> Batch:
-    """Read the groups of a request from their commits.
-
-    Raises ValueError if a group is missing or has another number of samples than the first.
-    """
-    commits = [read_record(store, key, Commit) for key in request.commits]
-    rows = read_committed(
-        store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
-    ).to_pylist()
-    if len({*request.commits}) < len(request.commits) or len({*request.group_ids}) < len(
-        request.group_ids
-    ):
-        raise ValueError(f"step {request.step}: a commit or group is named twice")
-    by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
-    for row in rows:
-        by_group[row["group_id"]].append(row)
-    groups = [sorted(by_group[group_id], key=lambda row: row["sample"]) for group_id in by_group]
-    sizes = {len(group) for group in groups}
-    if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"step {request.step}: its groups have {sorted(sizes)} samples")
-    if not groups:
-        return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
-    rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
-    advantages_NG = group_advantages(rewards_NG, scale=algorithm.scale_advantages)
-    sequences = [
-        Sequence(
-            token_ids=row["prompt_token_ids"] + row["response_token_ids"],
-            num_prompt_tokens=len(row["prompt_token_ids"]),
-            mask=row["mask"],
-            sampled_logprobs=row["logprobs"],
-            advantage=float(advantages_NG[n, g]),
-        )
-        for n, group in enumerate(groups)
-        for g, row in enumerate(group)
-    ]
-    ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
-    return Batch(
-        sequences=sequences,
-        age_max=max(ages),
-        age_mean=sum(ages) / len(ages),
-        metrics=_episode_metrics(groups, rewards_NG),
-    )
-
-
-def _oldest(row: dict[str, Any]) -> int:
-    versions = zip(row["token_policy_versions"], row["mask"], strict=True)
-    return min(version for version, is_ours in versions if is_ours)
-
-
-def _episode_metrics(
-    groups: list[list[dict[str, Any]]], rewards_NG: torch.Tensor
-) -> dict[str, float]:
-    rows = [row for group in groups for row in group]
-    lengths = [len(row["response_token_ids"]) for row in rows]
-    truncated = sum(row["finish_reason"] == "length" for row in rows)
-    return {
-        "completions/mean_length": sum(lengths) / len(lengths),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": truncated / len(rows),
-        "trained_reward": float(rewards_NG.mean()),
-        "trained_reward_std": float(rewards_NG.std(dim=1).mean()),
-    }
+from forge_core.algorithms.batch import (
+    MicroBatch,
+    Sequence,
+    collate,
+    share,
+    split,
+    token_logprobs,
+)
+from forge_core.algorithms.custom_loss import CustomLoss
+from forge_core.algorithms.grpo import LossSums, grpo_loss
+from forge_core.algorithms.ratios import Ratios
+from forge_core.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +51,7 @@ class Learner:
         self._rank = rank
         self._ranks = config.trainer.ranks
         self._optimizer = self._new_optimizer(config.warm_start.learning_rate)
+        self._custom_loss = CustomLoss(config.loss) if config.loss is not None else None
 
     def _new_optimizer(self, learning_rate: float) -> torch.optim.AdamW:
         settings = self._config.optimizer
@@ -175,36 +91,43 @@ class Learner:
         self._set_learning_rate(learning_rate)
         sums: dict[str, float] = {}
         updates, gradient_norms = 0, []
+        ratios = Ratios(self._device)
         for epoch in range(algorithm.epochs):
             for index in range(algorithm.minibatches):
                 minibatch = sequences[index :: algorithm.minibatches]
                 if not minibatch:
                     continue
                 is_on_policy = epoch == 0 and index == 0
-                self._accumulate(minibatch, sums, is_on_policy=is_on_policy)
+                self._accumulate(minibatch, sums, ratios, is_on_policy=is_on_policy)
                 gradient_norms.append(self._update())
                 updates += 1
         metrics = self._reduce(sums, num_tokens=_count(sequences) * algorithm.epochs)
+        metrics.update(ratios.metrics())
         metrics["grad_norm"] = max(gradient_norms)
         metrics["learning_rate"] = learning_rate
         return Outcome(optimizer_updates=updates, metrics=metrics)
 
     def _accumulate(
-        self, minibatch: list[Sequence], sums: dict[str, float], *, is_on_policy: bool
+        self,
+        minibatch: list[Sequence],
+        sums: dict[str, float],
+        ratios: Ratios,
+        *,
+        is_on_policy: bool,
     ) -> None:
         num_tokens = _count(minibatch)
+        fault: ValueError | None = None
         for batch in self._micro_batches(minibatch):
             scored = token_logprobs(
                 self._model, batch, temperature=self._config.sampling.temperature
             )
-            share_of_loss = grpo_loss(
-                scored.logprobs_BT,
-                batch.sampled_logprobs_BT,
-                batch.advantages_B,
-                batch.mask_BT,
-                num_tokens=num_tokens,
-                config=self._config.algorithm,
-            )
+            try:
+                share_of_loss = self._loss(scored.logprobs_BT, batch, num_tokens)
+            except ValueError as error:
+                # The other ranks are in the same collectives: it is raised once all are through them.
+                fault = fault or error
+                share_of_loss = LossSums(loss=scored.logprobs_BT.sum() * 0.0, metrics={})
+            ratios.add(scored.logprobs_BT, batch.sampled_logprobs_BT, batch.mask_BT)
             # FSDP averages gradients over ranks; shares of one sum have to be added.
             (share_of_loss.loss * self._ranks).backward()
             entropy = float((scored.entropy_BT * batch.mask_BT).sum())
@@ -217,6 +140,21 @@ class Learner:
                 name = "max:sampling/sampling_logp_difference/max"
                 # Infinity stands for a gap that is no number, which `max` would let go.
                 sums[name] = max(sums.get(name, 0.0), gap if gap == gap else float("inf"))
+
+        if self._custom_loss is not None:
+            self._raise_together(fault)
+
+    def _loss(self, logprobs_BT: torch.Tensor, batch: MicroBatch, num_tokens: int) -> LossSums:
+        arguments = (logprobs_BT, batch.sampled_logprobs_BT, batch.advantages_B, batch.mask_BT)
+        if self._custom_loss is not None:
+            return self._custom_loss(*arguments, num_tokens=num_tokens)
+        return grpo_loss(*arguments, num_tokens=num_tokens, config=self._config.algorithm)
+
+    def _raise_together(self, fault: ValueError | None) -> None:
+        (num_faults,) = self._sum_over_ranks([float(fault is not None)])
+        if num_faults:
+            self._optimizer.zero_grad()
+            raise fault or ValueError("the loss failed on another rank of the trainer")
 
     def _micro_batches(self, sequences: list[Sequence]) -> Iterable[Any]:
         limit = self._config.trainer.micro_batch_tokens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from forge_core.config import EnvironmentConfig
 from forge_core.environments.base import Environment, Prompt
-from forge_core.environments.imported import load_class
+from forge_core.user_code import load_object
 
 __all__ = ["Environment", "Prompt", "load_environment"]
 
@@ -22,7 +22,7 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
         from forge_core.environments.reasoning_gym import ReasoningGymEnvironment
 
         return ReasoningGymEnvironment(config, seed)
-    factory = load_class(config.name)
+    factory = load_object("environment.name", config.name)
     try:
         environment = factory(config, seed)
     except TypeError as error:

@@ -145,7 +145,7 @@ def test_json_keeps_kinds_of_containers() -> None:
         ({"params": {"min_numbers": 9, "max_numbers": 2}}, "not accepted"),
         ({"params": {"min_numbers": "many"}}, "not accepted"),
         ({"name": "no_such_module:Thing"}, "does not resolve"),
-        ({"name": "json:NoSuchClass"}, "has no class"),
+        ({"name": "json:NoSuchClass"}, "has no callable"),
         ({"name": "/nowhere/file.py:Thing"}, "does not resolve"),
         ({"name": "pathlib:PurePath"}, "cannot be made from a config"),
     ],

@@ -18,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 
 from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
-from forge_core.algorithms.step import Learner, load_batch
+from forge_core.algorithms.data import load_batch
+from forge_core.algorithms.step import Learner
 from forge_core.config import AlgorithmConfig, RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
 from storage import layout
@@ -400,6 +401,7 @@ def test_metrics_of_a_batch_are_those_of_its_episodes(tmp_path: Path) -> None:
     batch = load_batch(store, request(4, (commit(store, "a", rows),), 0), AlgorithmConfig())
     assert batch.metrics == {
         "completions/mean_length": 2.0,
+        "completions/min_length": 1.0,
         "completions/max_length": 3.0,
         "completions/clipped_ratio": 0.5,
         "trained_reward": 2.0,

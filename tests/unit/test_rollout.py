@@ -1,8 +1,21 @@
 """One episode from a prompt, and the seeds of samples."""
 
 import asyncio
+from pathlib import Path
+from typing import Any, cast
 
-from forge_core.rollout import Episode, Sample, Turn, derive_seed, generate_episode
+import pytest
+
+from forge_core.rollout import (
+    Episode,
+    EpisodeError,
+    Sample,
+    Transcript,
+    Turn,
+    custom_generate_episode,
+    derive_seed,
+    generate_episode,
+)
 
 
 class Shouting:
@@ -14,12 +27,15 @@ class Shouting:
     def encode_prompt(self, text: str) -> list[int]:
         return [2, *map(ord, text), 3]
 
+    def encode(self, text: str) -> list[int]:
+        return [*map(ord, text)]
+
     def decode(self, token_ids: list[int]) -> str:
-        return "".join(map(chr, token_ids[:-1]))
+        return "".join(chr(token) for token in token_ids if token > 3)
 
     async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
         self.asked.append((token_ids, seed))
-        answer = [*(code - 32 for code in token_ids[1:-1]), 1]
+        answer = [*(code - 32 for code in token_ids[1:4]), 1]
         return Sample(
             token_ids=answer,
             logprobs=[-0.25 * i for i in range(len(answer))],
@@ -43,6 +59,46 @@ def test_an_episode_is_what_the_policy_saw_and_wrote() -> None:
         turns=[Turn(role="policy", start=0, end=4)],
         seed=11,
     )
+
+
+def test_turns_make_one_sequence_of_which_the_policy_wrote_a_part() -> None:
+    """What others say is neither trained on nor encoded anew with what stands before it."""
+    policy = Shouting()
+
+    async def two_turns() -> Episode:
+        transcript = Transcript(policy, "abc", seed=11)
+        assert await transcript.policy_writes() == "ABC"
+        transcript.tell("tool", "no")
+        await transcript.policy_writes()
+        return transcript.episode()
+
+    episode = asyncio.run(two_turns())
+    (first, seed), (second, other_seed) = policy.asked
+    assert second == [*first, 65, 66, 67, 1, ord("n"), ord("o")]
+    assert seed == 11 != other_seed
+    assert episode.response_token_ids == [65, 66, 67, 1, ord("n"), ord("o"), 65, 66, 67, 1]
+    assert episode.mask == [True] * 4 + [False] * 2 + [True] * 4
+    assert episode.token_policy_versions == [7, 7, 8, 8, 8, 8, 7, 7, 8, 8]
+    assert [episode.logprobs[i] for i, is_ours in enumerate(episode.mask) if not is_ours] == [0, 0]
+    assert episode.response == "ABCnoABC"
+    assert [(t.role, t.start, t.end) for t in episode.turns] == [
+        ("policy", 0, 4), ("tool", 4, 6), ("policy", 6, 10),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [("raise KeyError('tool')", "raised KeyError: 'tool'"), ("return 'abc'", "returned str where")],
+)
+def test_an_own_function_that_fails_is_named_with_the_prompt(
+    tmp_path: Path, body: str, words: str
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"async def talk(policy, prompt_text, *, seed):\n    {body}\n")
+    generate = custom_generate_episode(f"{file}:talk")
+    with pytest.raises(EpisodeError, match=words) as caught:
+        asyncio.run(cast(Any, generate(Shouting(), "abc", seed=1)))
+    assert f"{file}:talk" in str(caught.value) and "'abc'" in str(caught.value)
 
 
 def test_seeds_are_distinct_in_range_and_always_the_same() -> None:

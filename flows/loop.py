@@ -1,0 +1,131 @@
+"""What a loop of the user's is made of: the same stages as the regimes, with the choice of what to learn left open."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from forge_core.config import RunConfig
+from storage.parts import read_committed
+from storage.records import Commit, read_record
+from tasks.collect import batch, generate, score
+from tasks.evaluation import evaluate
+from tasks.learn import checkpoint, is_checkpoint_due, publish, train
+from tasks.references import Round, Scored
+from tasks.run import ActiveRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredEpisode:
+    """One sample and its reward."""
+
+    episode_id: str
+    """What `Loop.train` knows it by."""
+    group_id: str
+    """The same for all samples of one draw of a prompt."""
+    prompt: str
+    """The prompt as rendered."""
+    answer: str
+    """The reference answer."""
+    response: str
+    """What the policy wrote."""
+    reward: float
+    """Its reward."""
+
+
+class Loop:
+    """The steps of a run that a function of the user's drives.
+
+    Example:
+        async def loop(run):
+            for _ in range(run.config.steps):
+                episodes = await run.collect()
+                await run.train({e.episode_id: e.reward for e in episodes})
+                await run.publish()
+    """
+
+    def __init__(self, run: ActiveRun) -> None:
+        self._run = run
+        self._scored: Scored | None = None
+        self.step = 0
+        """Steps that were trained."""
+        self.policy_version = 0
+        """Version that the generators serve."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return self._run.config
+
+    async def collect(self) -> list[ScoredEpisode]:
+        """Sample `group_size` answers to each of the next `groups_per_step` prompts, score and commit them.
+
+        Raises RuntimeError if what was collected before is not trained on yet, or the weights are too old by now.
+        """
+        if self._scored is not None:
+            raise RuntimeError("collect() was called twice: train on what it gave first")
+        age, bound = self.step - self.policy_version, self.config.max_policy_age
+        if age > bound:
+            raise RuntimeError(
+                f"collect() would sample from weights {age} steps old, above max_policy_age {bound}: publish() first"
+            )
+        step = self.step + 1
+        collected = Round(
+            number=step, first_step=step, last_step=step, policy_version=self.policy_version
+        )
+        self._scored = await score(await generate(collected))
+        return self._episodes(collected)
+
+    def _episodes(self, collected: Round) -> list[ScoredEpisode]:
+        run = self._run
+        commits = [
+            read_record(run.store, fact.commit, Commit)
+            for fact in run.ledger.committed
+            if fact.round == collected.number
+        ]
+        names = [*ScoredEpisode.__dataclass_fields__]
+        table = read_committed(run.store, run.run_id, columns=names, commits=commits)
+        rows = sorted(table.to_pylist(), key=lambda row: row["episode_id"])
+        return [ScoredEpisode(**row) for row in rows]
+
+    async def train(self, advantages: Mapping[str, float]) -> dict[str, float]:
+        """Train one step on what was collected; its metrics.
+
+        `advantages` are by episode id, 0 for those that are left out. A group in which all are 0 is dropped as
+        `no_signal`. Raises RuntimeError if nothing was collected, ValueError for an id that was not, or a number that
+        is not finite.
+        """
+        if self._scored is None:
+            raise RuntimeError("train() follows collect()")
+        chosen = await batch(self._scored, dict(advantages))
+        await train((chosen,))
+        self.step, self._scored = chosen.step, None
+        return dict(self._run.ledger.steps[chosen.step].metrics)
+
+    async def publish(self) -> None:
+        """Give the generators the weights as they are, and keep a checkpoint if one is due."""
+        await publish(self.step)
+        self.policy_version = self.step
+        if is_checkpoint_due(self._run, self.step):
+            await checkpoint(self.step)
+
+    async def evaluate(self) -> float:
+        """Mean score on held-out prompts of the weights that were published last, sampled as in training."""
+        name = f"step-{self.policy_version:06d}"
+        await evaluate(name, policy_version=self.policy_version)
+        return self._run.ledger.evaluated[name].sampled
+
+
+LoopFunction = Callable[[Loop], Awaitable[None]]
+
+own_loop: ContextVar[LoopFunction | None] = ContextVar("forgeflow_own_loop", default=None)
+"""The function that takes the regime's place."""
+
+
+async def drive(run: ActiveRun, function: LoopFunction) -> None:
+    """Let the function run, and publish what it trained last."""
+    loop = Loop(run)
+    await function(loop)
+    if loop.policy_version != loop.step:
+        await loop.publish()

@@ -1,0 +1,60 @@
+"""A loss of the user's in the place of GRPO's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from forge_core.algorithms.grpo import LossSums, ratio_sums
+from forge_core.user_code import load_object
+
+TokenLoss = Callable[..., torch.Tensor]
+
+
+class CustomLoss:
+    """Calls a function `(logprobs, sampled_logprobs, advantages, mask) -> loss per token` and checks what it gives.
+
+    Shapes: (B, T) but for advantages, which are (B,). The loss of a batch is the mean over its masked tokens.
+    """
+
+    def __init__(self, reference: str) -> None:
+        self._reference = reference
+        self._function: TokenLoss = load_object("loss", reference)
+
+    def __call__(
+        self,
+        logprobs_BT: torch.Tensor,
+        sampled_logprobs_BT: torch.Tensor,
+        advantages_B: torch.Tensor,
+        mask_BT: torch.Tensor,
+        *,
+        num_tokens: float,
+    ) -> LossSums:
+        """This micro-batch's share. Raises ValueError, naming the function, unless it gives a finite loss per token."""
+        try:
+            loss_BT: Any = self._function(logprobs_BT, sampled_logprobs_BT, advantages_B, mask_BT)
+        except Exception as error:  # It is the user's: it may raise anything.
+            raise ValueError(
+                f"loss {self._reference!r} raised {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(loss_BT, torch.Tensor) or loss_BT.shape != logprobs_BT.shape:
+            shape = tuple(getattr(loss_BT, "shape", ()))
+            raise ValueError(
+                f"loss {self._reference!r} returned {type(loss_BT).__name__} of shape {shape}; "
+                f"a tensor of shape {tuple(logprobs_BT.shape)} is due, one loss per token"
+            )
+        # `where`, not a product: off the mask anything may stand, and nan * 0 is nan.
+        total = torch.where(mask_BT, loss_BT, 0.0).sum()
+        if not torch.isfinite(total):
+            raise ValueError(
+                f"loss {self._reference!r} returned a loss that is not finite on tokens of the policy"
+            )
+        if not total.requires_grad:
+            raise ValueError(
+                f"loss {self._reference!r} returned a loss without a gradient; compute it from logprobs"
+            )
+        return LossSums(
+            loss=total / num_tokens, metrics=ratio_sums(logprobs_BT, sampled_logprobs_BT, mask_BT)
+        )

@@ -1,0 +1,117 @@
+"""A step's episodes, read from the store and made into sequences with advantages.
+
+Shapes: N groups, G samples a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forge_core.actors.messages import TrainRequest
+from forge_core.algorithms.batch import Sequence
+from forge_core.algorithms.grpo import group_advantages
+from forge_core.config import AlgorithmConfig
+from storage.objects import ObjectStore
+from storage.parts import read_committed
+from storage.records import Commit, read_record
+
+_COLUMNS = [
+    "episode_id",
+    "group_id",
+    "sample",
+    "prompt_token_ids",
+    "response_token_ids",
+    "logprobs",
+    "mask",
+    "token_policy_versions",
+    "reward",
+    "finish_reason",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A step's episodes in the order of its groups."""
+
+    sequences: list[Sequence]
+    """With advantages."""
+    age_max: int
+    """Largest age of a group, in versions; 0 for an empty batch."""
+    age_mean: float
+    """Mean age over groups."""
+    metrics: dict[str, float]
+    """What the episodes say without a model."""
+
+
+def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmConfig) -> Batch:
+    """Read the groups of a request from their commits.
+
+    Raises ValueError if a group is missing or has another number of samples than the first.
+    """
+    commits = [read_record(store, key, Commit) for key in request.commits]
+    rows = read_committed(
+        store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
+    ).to_pylist()
+    if len({*request.commits}) < len(request.commits) or len({*request.group_ids}) < len(
+        request.group_ids
+    ):
+        raise ValueError(f"step {request.step}: a commit or group is named twice")
+    by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
+    for row in rows:
+        by_group[row["group_id"]].append(row)
+    groups = [sorted(by_group[group_id], key=lambda row: row["sample"]) for group_id in by_group]
+    sizes = {len(group) for group in groups}
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"step {request.step}: its groups have {sorted(sizes)} samples")
+    if not groups:
+        return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
+    rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
+    if request.advantages is None:
+        advantages_NG = group_advantages(rewards_NG, scale=algorithm.scale_advantages)
+    else:
+        given = dict(request.advantages)
+        advantages_NG = torch.tensor(
+            [[given.get(row["episode_id"], 0.0) for row in group] for group in groups]
+        )
+    sequences = [
+        Sequence(
+            token_ids=row["prompt_token_ids"] + row["response_token_ids"],
+            num_prompt_tokens=len(row["prompt_token_ids"]),
+            mask=row["mask"],
+            sampled_logprobs=row["logprobs"],
+            advantage=float(advantages_NG[n, g]),
+        )
+        for n, group in enumerate(groups)
+        for g, row in enumerate(group)
+    ]
+    ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
+    return Batch(
+        sequences=sequences,
+        age_max=max(ages),
+        age_mean=sum(ages) / len(ages),
+        metrics=_episode_metrics(groups, rewards_NG),
+    )
+
+
+def _oldest(row: dict[str, Any]) -> int:
+    versions = zip(row["token_policy_versions"], row["mask"], strict=True)
+    return min(version for version, is_ours in versions if is_ours)
+
+
+def _episode_metrics(
+    groups: list[list[dict[str, Any]]], rewards_NG: torch.Tensor
+) -> dict[str, float]:
+    rows = [row for group in groups for row in group]
+    lengths = [len(row["response_token_ids"]) for row in rows]
+    truncated = sum(row["finish_reason"] == "length" for row in rows)
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": truncated / len(rows),
+        "trained_reward": float(rewards_NG.mean()),
+        "trained_reward_std": float(rewards_NG.std(dim=1).mean()),
+    }

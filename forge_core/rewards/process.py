@@ -1,0 +1,112 @@
+"""The verifier's side of a reward function.
+
+It runs in a process of its own: what it hangs in, and be it a regular expression that never lets go of the
+interpreter, can be killed, and what it crashes is not the verifier.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from forge_core.environments.base import Prompt
+
+_SHOWN_CHARACTERS = 200
+_STOP_SECONDS = 1.0
+
+
+class RewardError(Exception):
+    """A reward function failed; the message names it and the prompt. It is its author's to mend, and no reward."""
+
+
+class RewardProcess:
+    """One reward function, started when it is first asked.
+
+    Example:
+        with RewardProcess("rewards.py:is_short", timeout_seconds=60) as reward:
+            rewards = reward(prompt, completions, completion_ids)
+    """
+
+    def __init__(self, reference: str, *, timeout_seconds: float) -> None:
+        self._reference = reference
+        self._timeout_seconds = timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[bytes, bytes] | None = None
+
+    def __enter__(self) -> RewardProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __call__(
+        self, prompt: Prompt, completions: Sequence[str], completion_ids: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The rewards of a prompt's completions. Raises RewardError if it gives anything but one finite number each."""
+        count = len(completions)
+        columns = {"answer": prompt.answer, "prompt_id": prompt.prompt_id, **prompt.metadata}
+        request = {
+            "prompts": [prompt.text] * count,
+            "completions": list(completions),
+            "columns": {
+                "completion_ids": [list(ids) for ids in completion_ids],
+                **{name: [value] * count for name, value in columns.items()},
+            },
+        }
+        try:
+            connection = self._connect()
+            connection.send_bytes(json.dumps(request).encode())
+            if not connection.poll(self._timeout_seconds):
+                self.stop()
+                raise self._error(f"gave no answer within {self._timeout_seconds:g} s", prompt)
+            reply: dict[str, Any] = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            code = self.stop()
+            raise self._error(f"ended its process with exit code {code}", prompt) from None
+        if "rewards" not in reply:
+            error = self._error(reply["fault"], prompt)
+            error.add_note(reply.get("traceback", ""))
+            raise error
+        return [float(reward) for reward in reply["rewards"]]
+
+    def _error(self, what: str, prompt: Prompt) -> RewardError:
+        text = prompt.text[:_SHOWN_CHARACTERS] + (
+            "…" if len(prompt.text) > _SHOWN_CHARACTERS else ""
+        )
+        return RewardError(f"reward {self._reference!r} {what}, on the prompt {text!r}")
+
+    def _connect(self) -> Connection[bytes, bytes]:
+        if self._connection is None:
+            ours, theirs = multiprocessing.Pipe()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable, "-m", "forge_core.rewards.worker",
+                        str(theirs.fileno()), self._reference,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                )  # fmt: skip
+            self._connection = ours
+        return self._connection
+
+    def stop(self) -> int | None:
+        """End the process, whatever it does; its exit code."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        try:
+            # One that crashed has ended by now, and tells how.
+            return process.wait(0.0 if process.poll() is None else _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_SECONDS)
+            return process.returncode
