@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def digits_in_place(
-    prompts: list[str], completions: list[str], answer: list[str], **columns: Any
+    prompts: list[str], completions: list[str], fields: list[dict[str, Any]], **columns: Any
 ) -> list[float]:
-    """TRL's signature. Half a point for the right digits in their places, the other half for the right form."""
+    """TRL's signature. Half a point for the right digits in their places, the other half for a right list of them."""
     rewards = []
-    for completion, right in zip(completions, answer, strict=True):
-        wanted = [character for character in right if character.isdigit()]
+    for completion, task in zip(completions, fields, strict=True):
+        wanted = [number[0] for number in task["sorted_numbers"]]
         given = [character for character in completion if character.isdigit()]
         in_place = sum(a == b for a, b in zip(given, wanted, strict=False)) / len(wanted)
         is_list = completion == f"[{','.join(given)}]" and len(given) == len(wanted)
