@@ -6,6 +6,7 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                training at the same time for half of the shorter, ages within the bound; never at once in sync
     ages       async with max_policy_age 0, 1, 2, 4 and 8, hybrid with 1, 3, 5 and 8: verify finds none above it
     learning   the tiny preset, seeds 0, 1 and 2: evaluation before at most 0.4, after at least 0.8
+    report     the report opens in headless Chromium, 390 and 1400 pixels wide: nothing on the console, no request
     latency    from command to the first reinforcement step at most 90 s, the warm start at most 45 s of them
     defects    five defects, planted one after the other in a copy of the code: each makes the tests fail
     offline    the tiny preset in a network namespace that has nothing but loopback
@@ -27,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.browser import look_at
 from benchmarks.record import write_record
 from storage.objects import open_store
 from storage.parts import read_committed
@@ -250,10 +252,33 @@ def prove_bitwise() -> tuple[bool, dict[str, Any]]:
     return digests[0] == digests[1] and len(set(digests[0])) == 11, {"digests": digests}
 
 
+def prove_report() -> tuple[bool, dict[str, Any]]:
+    """The report of a run of ten steps, and of it beside another, at the width of a phone and of a screen."""
+    views: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as store:
+        for regime in ("async", "sync"):
+            run_preset(store, "--run-id", regime, "--regime", regime, "--set", "steps=10")
+        both = Path(store) / "both.html"
+        command = [FORGEFLOW, "report", "async", "sync", "--store", store, "--output", str(both)]
+        subprocess.run(command, check=True, timeout=120)
+        one = Path(store) / "runs" / "async" / "report.html"
+        for name, page in (("one run", one), ("two runs", both)):
+            for width in (390, 1400):
+                views[f"{name}, {width} px"] = look_at(page, width)
+        look_at(one, 1400, picture=ROOT / "docs" / "report.png", height=1500)
+    is_met = all(
+        not view["console"] and not view["requests"] and view["charts"] == view["drawn"] > 10
+        and view["width"] <= int(name.split()[-2])
+        for name, view in views.items()
+    )  # fmt: skip
+    return is_met, {"views": views}
+
+
 BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "learning": prove_learning,
     "regimes": prove_regimes,
     "ages": prove_ages,
+    "report": prove_report,
     "latency": prove_latency,
     "defects": prove_defects,
     "offline": prove_offline,

@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import machine, reports
+from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import dry_run_plan, preflight
 from flows.terminal import (
@@ -94,6 +95,7 @@ app.command()(reports.runs)
 app.command()(reports.show)
 app.command()(reports.verify)
 app.command()(reports.episodes)
+app.command()(report)
 app.command()(machine.server)
 app.command()(machine.doctor)
 

@@ -86,6 +86,7 @@ def launch(
             console.print(result_table(summary))
             kept = folder / "checkpoints" / format(summary["steps"], "08d")
             console.print(f"checkpoint:  {kept}")
+            console.print(f"report:      {store.local_path(layout.report_key(run_id))}")
             console.print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
             console.print(f"next:        forgeflow show {run_id} --store {store_uri}")
     return Outcome(code=_DONE if failure is None else FAILED, summary=summary, failure=failure)

@@ -7,10 +7,12 @@ import logging
 
 from prefect import flow
 
+from flows.html_report.page import write_report
 from flows.loop import drive, own_loop
 from flows.regimes import REGIMES
 from flows.results import table_artifact
 from forge_core.config import RunConfig
+from storage.objects import open_store
 from tasks.evaluation import evaluate
 from tasks.learn import checkpoint, publish
 from tasks.prepare import build_model, warm_start
@@ -41,8 +43,9 @@ async def post_train(config: RunConfig, store: str, run_id: str) -> None:
         last = run.ledger.current_step
         await evaluate("final", policy_version=last)
         await checkpoint(last)
+    # The run is finished and its log says so; what else shows it is a view.
     try:
+        write_report(open_store(store), run_id)
         await table_artifact(store, run_id)
     except Exception as error:
-        # The run is finished and its log says so; what Prefect shows of it is a view.
-        logger.warning("the table artifact was not stored: %s", error)
+        logger.warning("report or table artifact were not stored: %s", error)

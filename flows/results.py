@@ -7,30 +7,9 @@ from typing import Any
 from prefect.artifacts import acreate_table_artifact
 from rich.table import Table
 
+from flows.result_rows import result_rows
 from storage.objects import open_store
 from storage.summary import run_summary
-
-Row = tuple[str, str, str]
-
-
-def result_rows(summary: dict[str, Any]) -> list[Row]:
-    """What changed from before to after, as (what, before, after)."""
-    evaluation, seconds = summary["eval"], summary["seconds"]
-    groups, episodes, parity = summary["groups"], summary["episodes"], summary["parity"]
-    dropped = ", ".join(f"{n} {reason}" for reason, n in groups["dropped"].items()) or "none"
-    return [
-        ("score, sampled", _score(evaluation["initial"]), _score(evaluation["final"])),
-        ("score, greedy", _score(evaluation["greedy_initial"]), _score(evaluation["greedy_final"])),
-        ("held-out prompts", "", str(evaluation["num_prompts"] or "-")),
-        ("steps", "0", str(summary["steps"])),
-        ("groups trained", "", f"{groups['trained']} of {groups['admitted']}"),
-        ("groups dropped", "", dropped),
-        ("episodes generated", "", f"{episodes['generated']:,}"),
-        ("response tokens", "", f"{summary['tokens']['response']:,}"),
-        ("largest parity gap", "", "-" if parity["max"] is None else f"{parity['max']:.1e} nats"),
-        ("retries", "", str(summary["retries"])),
-        ("time", "", f"{seconds['total']:.0f} s"),
-    ]
 
 
 def result_table(summary: dict[str, Any]) -> Table:
@@ -49,7 +28,3 @@ async def table_artifact(store_uri: str, run_id: str) -> None:
         table=[{"": what, "before": before, "after": after} for what, before, after in rows],
         description=f"Run {run_id} in {store_uri}",
     )
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

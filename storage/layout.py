@@ -47,6 +47,15 @@ def source_key(run_id: str, sha256: str, name: str) -> str:
     return f"{run_folder(run_id)}source/{sha256[:12]}-{name}"
 
 
+def report_key(run_id: str) -> str:
+    return f"{run_folder(run_id)}report.html"
+
+
+def profiles_folder(run_id: str) -> str:
+    """Where traces and snapshots of profiled steps lie."""
+    return f"{run_folder(run_id)}profiles/"
+
+
 def incarnations_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}incarnations/"
 
