@@ -28,6 +28,7 @@ document.getElementById("f").onload = event => {{
     width: page.documentElement.scrollWidth,
     charts: charts.length,
     drawn: charts.filter(chart => chart.querySelector(".main-svg")).length,
+    requests: event.target.contentWindow.performance.getEntriesByType("resource").map(e => e.name),
   }});
 }};
 </script>"""
@@ -46,23 +47,24 @@ def look_at(
 ) -> dict[str, Any]:
     """What a page does at a width in pixels: lines on the console, addresses asked for, its own width, its charts."""
     with tempfile.TemporaryDirectory() as folder:
-        frame, net_log = Path(folder) / "frame.html", Path(folder) / "net.json"
+        frame = Path(folder) / "frame.html"
         frame.write_text(_FRAME.format(page=page.absolute().as_uri(), width=width))
         seen = _browse(
             folder,
-            "--allow-file-access-from-files", f"--log-net-log={net_log}", "--dump-dom",
-            f"--window-size={width},{height}", frame.as_uri(),
+            "--allow-file-access-from-files", "--dump-dom", f"--window-size={width},{height}",
+            frame.as_uri(),
         )  # fmt: skip
         title = re.search(r"<title>(.*?)</title>", seen.stdout, re.DOTALL)
-        told = json.loads(html.unescape(title.group(1))) if title else {}
-        requests = re.findall(r'"url":"((?:https?|wss?)://[^"]*)"', net_log.read_text())
+        if title is None:
+            raise RuntimeError(f"{page} was not loaded: {seen.stderr[-2000:]}")
+        told = json.loads(html.unescape(title.group(1)))
         if picture is not None:
             _browse(
                 folder, f"--screenshot={picture}", f"--window-size={width},{height}",
                 page.absolute().as_uri(),
             )  # fmt: skip
     console = [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
-    return {"console": console, "requests": sorted(set(requests)), **told}
+    return {"console": console, **told}
 
 
 def _browse(profile: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -119,6 +119,8 @@ def _type(annotation: Any) -> str:
         return "none"
     if typing.get_origin(annotation) is dict:
         return "table"
+    if typing.get_origin(annotation) is list:
+        return "list"
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if isinstance(annotation, types.UnionType):

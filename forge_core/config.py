@@ -247,6 +247,20 @@ class ShutdownConfig(Section):
     """What a mesh gets to stop by itself before its processes are killed."""
 
 
+class ProfileConfig(Section):
+    """Traces of chosen steps, linked in the report."""
+
+    steps: list[int] | None = None
+    """First and last step whose generation and training are traced, as `[3, 4]`; none: no traces."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ProfileConfig:
+        steps = self.steps
+        if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ValueError(f"steps {steps} is no range of steps: write [first, last], from 1")
+        return self
+
+
 class RunConfig(Section):
     """Everything that decides what a run does."""
 
@@ -304,6 +318,8 @@ class RunConfig(Section):
     """Retries."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """Deadlines."""
+    profile: ProfileConfig = ProfileConfig()
+    """Traces."""
     shutdown: ShutdownConfig = ShutdownConfig()
     """Ending."""
 

@@ -22,6 +22,7 @@ from forge_core.actors.messages import (
 )
 from forge_core.actors.rows import group_rows
 from forge_core.config import RunConfig
+from forge_core.profiling import Profiler
 from forge_core.rollout import (
     Episode,
     EpisodeFunction,
@@ -29,7 +30,7 @@ from forge_core.rollout import (
     derive_seed,
     generate_episode,
 )
-from forge_core.timeline import Interval, Timeline
+from forge_core.timeline import Interval, Kind, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
 from storage.episodes import SCHEMA, Figures
@@ -49,6 +50,12 @@ class Generator(Actor):
         self._replica = replica
         self._config = config
         self._store = open_store(store_uri)
+        self._profiler = Profiler(
+            config.profile,
+            self._store,
+            f"generator-{replica}",
+            sizes=lambda: {"key_value_cache": int(config.generators.kv_cache_gib * 2**30)},
+        )
         self._timeline = Timeline(
             started_at=spawned_at,
             # What a replica waits for follows from what it did: after generating, for new weights.
@@ -146,7 +153,8 @@ class Generator(Actor):
                 await self._load_version(manifest, request.probe)
             loaded = self._last_load
         fitting = [drawn for drawn in request.prompts if self._fits(drawn)]
-        with self._timeline.during("generate"):
+        step = self._engine.policy_version + 1
+        with self._timeline.during("generate"), self._profiler.during(request.run_id, step):
             started = time.monotonic()
             for drawn in fitting:
                 if drawn.group_id not in self._in_flight:
@@ -196,7 +204,10 @@ class Generator(Actor):
                 f"generator {self._replica} holds version {self._engine.policy_version} "
                 f"where {request.policy_version} was asked for"
             )
-        with self._timeline.during("evaluate" if evaluate else "generate"):
+        kind: Kind = "evaluate" if evaluate else "generate"
+        # An evaluation is of no step.
+        step = 0 if evaluate else request.policy_version + 1
+        with self._timeline.during(kind), self._profiler.during(request.run_id, step):
             started = time.monotonic()
             # Also on a retry: what is cached decides how a batch is made up, and so the last bit of a logprob.
             self._engine.reset_prefix_cache()

@@ -32,6 +32,7 @@ from forge_core.algorithms.data import load_batch
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
+from forge_core.profiling import Profiler
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
@@ -53,6 +54,12 @@ class Trainer(Actor):
         self._store = open_store(store_uri)
         self._rank = int(current_rank().rank)
         self._rendezvous = rendezvous
+        self._profiler = Profiler(
+            config.profile,
+            self._store,
+            f"trainer-{self._rank}",
+            sizes=lambda: self._learner.bytes_by_group(),
+        )
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         self._device = torch.device("cpu")
         self._model: torch.nn.Module
@@ -191,7 +198,10 @@ class Trainer(Actor):
             return dataclasses.replace(self._last_reply, intervals=tuple(self._timeline.drain()))
         if request.step != self._step + 1:
             raise ValueError(f"step {request.step} does not follow step {self._step}")
-        with self._timeline.during("train"):
+        with (
+            self._timeline.during("train"),
+            self._profiler.during(request.run_id, request.step),
+        ):
             started = time.monotonic()
             batch = self._agreed(lambda: load_batch(self._store, request, self._config.algorithm))
             outcome = self._learner.train_step(request.step, batch.sequences)

@@ -217,6 +217,25 @@ class Learner:
         ]
         return tensors, {"param_groups": groups}
 
+    def bytes_by_group(self) -> dict[str, int]:
+        """Bytes that this rank holds of parameters, their gradients, and the optimizer's state."""
+        parameters = list(self._model.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        state = [value for p in parameters for value in self._optimizer.state.get(p, {}).values()]
+        return {
+            name: sum(_local_bytes(tensor) for tensor in tensors)
+            for name, tensors in (
+                ("parameters", parameters),
+                ("gradients", gradients),
+                ("optimizer", state),
+            )
+        }
+
+
+def _local_bytes(tensor: Any) -> int:
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return int(local.numel() * local.element_size())
+
 
 def _count(sequences: list[Sequence]) -> int:
     return max(1, sum(sum(sequence.mask) for sequence in sequences))
