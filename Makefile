@@ -41,5 +41,5 @@ server: setup
 	@exec $(BIN)/forgeflow server
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .prefect forge-store *.egg-info
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .prefect forge-store *.egg-info
 	find $(PACKAGES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

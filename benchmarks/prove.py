@@ -8,7 +8,7 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     learning   the tiny preset, seeds 0, 1 and 2: evaluation before at most 0.4, after at least 0.8
     report     the report opens in headless Chromium, 390 and 1400 pixels wide: nothing on the console, no request
     latency    from command to the first reinforcement step at most 90 s, the warm start at most 45 s of them
-    defects    five defects, planted one after the other in a copy of the code: each makes the tests fail
+    defects    eight defects, planted one after the other in a copy of the code: each makes the tests fail
     offline    the tiny preset in a network namespace that has nothing but loopback
     bitwise    the same config twice, under other run ids: the same weights to the bit
 """
@@ -61,6 +61,24 @@ DEFECTS: dict[str, tuple[str, str, str, str]] = {
         "self._engine.load_version(manifest.policy_version, tensors)",
         'self._engine.load_version(manifest.policy_version, {n: t for n, t in tensors.items() if "lm_head" not in n})',
         "tests/stack/test_weights_arrive.py",
+    ),
+    "prefixes without their version": (
+        "forge_core/actors/engine.py",
+        'prompt["cache_salt"] = str(self.policy_version)',
+        'prompt["cache_salt"] = "any"',
+        "tests/stack/test_weights_arrive.py",
+    ),
+    "tokens after a swap under the old version": (
+        "forge_core/actors/engine.py",
+        "request.spans.append((num_sampled, self.policy_version))",
+        "pass",
+        "tests/stack/test_weights_arrive.py",
+    ),
+    "a batch too many under way": (
+        "forge_core/admission.py",
+        "min((self._spare + 1) * size - pending, left)",
+        "min((self._spare + 2) * size - pending, left)",
+        "tests/unit/test_admission.py",
     ),
     "weights of the version before": (
         "forge_core/actors/generator.py",

@@ -27,10 +27,10 @@ REFERENCE = ROOT / "docs" / "config.md"
 _SIGNS = ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt"))
 
 _HEAD = """\
-<!-- Written by docs/generate_config_reference.py; change forge_core/config.py or that script instead. -->
+<!-- Written by docs/generate_config_reference.py; change forge_core/config or that script instead. -->
 # The config of a run
 
-Every key, its type, its default and its bounds, as [`forge_core/config.py`](../forge_core/config.py) has them.
+Every key, its type, its default and its bounds, as [`forge_core/config`](../forge_core/config) has them.
 `forgeflow run --preset tiny --dry-run` prints the resolved config of a run and starts nothing.
 
 ## Which value wins
@@ -121,6 +121,8 @@ def _type(annotation: Any) -> str:
         return "table"
     if typing.get_origin(annotation) is list:
         return "list"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"table of {', '.join(f'`{name}`' for name in annotation.model_fields)}"
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if isinstance(annotation, types.UnionType):

@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 from flows import machine, reports
 from flows.html_report.command import report
 from flows.plan import print_plan
-from flows.preflight import dry_run_plan, preflight
+from flows.preflight import check_input, check_machine, dry_run_plan
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -74,10 +74,14 @@ def run(
             refuse(f"run needs --preset or --config: the presets are {', '.join(list_presets())}")
         chosen = [f"regime={regime}"] if regime is not None else []
         resolved = load_config(preset=preset, file=config, overrides=[*chosen, *(overrides or [])])
-        preflight(resolved, store, run_id=run_id)
+        model = check_input(resolved, store, run_id=run_id)
+        if not dry_run:
+            check_machine(resolved, store, model)
     if dry_run:
-        plan = dry_run_plan(resolved, store, run_id=run_id)
+        plan = dry_run_plan(resolved, store, model, run_id=run_id)
         print_json(plan) if json_output else print_plan(plan)
+        if plan["refused"]:
+            refuse(plan["refused"])
         return
     # Deferred: it brings Prefect, which takes seconds to import.
     from flows.launch import launch

@@ -31,6 +31,31 @@ def print_plan(plan: dict[str, Any]) -> None:
     gpus = plan["gpus"]
     out.print(f"GPUs    {gpus['needed']} needed, {gpus['present']} present", markup=False)
     out.print(f"Cores   {plan['cores']}", markup=False)
+    if plan["parameters"] is not None:
+        out.print(f"Model   {plan['parameters'] / 1e9:.3g} billion parameters", markup=False)
+    if plan["needs"]:
+        out.print(_needs(plan["needs"]))
+    else:
+        out.print("Memory  unknown until the model is downloaded: give model.shape", markup=False)
     out.print(f"A step trains on {plan['episodes_per_step']} episodes.\n", markup=False)
     out.print(Text(yaml.safe_dump(plan["config"], sort_keys=False).rstrip()))
     out.print("\nNothing was started.", markup=False)
+
+
+def _needs(needs: list[dict[str, Any]]) -> Table:
+    """Estimates, each with what it is made of."""
+    table = Table("needs about", "GiB", "has", "of which")
+    for need in needs:
+        available = need["available_bytes"]
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in need["parts_bytes"].items())
+        table.add_row(
+            need["name"],
+            _gib(need["bytes"]),
+            "?" if available is None else _gib(available),
+            parts,
+        )
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g}"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flows.estimate import check_fits, estimate, model_shape
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
@@ -32,12 +33,19 @@ def preflight(config: RunConfig, store_uri: str, *, run_id: str | None = None) -
 
     The cheap checks come first. Raises ValueError.
     """
+    model = check_input(config, store_uri, run_id=run_id)
+    check_machine(config, store_uri, model)
+
+
+def check_input(
+    config: RunConfig, store_uri: str, *, run_id: str | None = None
+) -> ModelDirectory | None:
+    """Refuse what could work on no machine; the model's directory, if it is one. Raises ValueError."""
     check_writable(store_uri)
     if run_id is not None and open_store(store_uri).exists(layout.config_key(run_id)):
         raise ValueError(
             f"--run-id {run_id!r} exists in store {store_uri!r}: choose another, or leave it out"
         )
-    _check_gpus(config)
     for field, reference in config.user_code().items():
         check_reference(field, reference)
     model = _model_directory(config)
@@ -45,10 +53,29 @@ def preflight(config: RunConfig, store_uri: str, *, run_id: str | None = None) -
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
     _check_context(config, model, [prompt.text for prompt in prompts])
+    return model
 
 
-def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None) -> dict[str, Any]:
-    """The resolved config, and which processes a run of it would start on which devices."""
+def check_machine(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> None:
+    """Refuse what does not fit this machine. Raises ValueError."""
+    _check_gpus(config)
+    if (shape := model_shape(config, model)) is not None:
+        check_fits(estimate(config, shape, store_uri))
+
+
+def dry_run_plan(
+    config: RunConfig, store_uri: str, model: ModelDirectory | None, *, run_id: str | None = None
+) -> dict[str, Any]:
+    """The resolved config, which processes a run of it would start on which devices, and what it would need.
+
+    `refused` says why it would not start on this machine, if it would not.
+    """
+    shape = model_shape(config, model)
+    try:
+        check_machine(config, store_uri, model)
+        refused = None
+    except ValueError as error:
+        refused = str(error)
     generators, trainer = config.generators, config.trainer
     placement = place(config)
     meshes = {
@@ -93,6 +120,17 @@ def dry_run_plan(config: RunConfig, store_uri: str, *, run_id: str | None = None
             "trainer": placement.trainer,
             "generators": placement.generators,
         },
+        "parameters": None if shape is None else shape.num_parameters,
+        "needs": [
+            {
+                "name": need.name,
+                "bytes": need.bytes,
+                "available_bytes": need.available,
+                "parts_bytes": need.parts,
+            }
+            for need in ([] if shape is None else estimate(config, shape, store_uri))
+        ],
+        "refused": refused,
         "cores": len(os.sched_getaffinity(0)),
         "config": config.model_dump(mode="json"),
     }

@@ -1,11 +1,13 @@
 """Environments: where prompts come from and how responses are scored.
 
-`load_environment` resolves `environment.name`: a reasoning-gym task, or a class of the user's.
+`load_environment` resolves `environment.name`: a reasoning-gym task, `question_answer` for a file of questions, or
+a class of the user's.
 """
 
 from __future__ import annotations
 
 from forge_core.config import EnvironmentConfig
+from forge_core.environments import question_answer
 from forge_core.environments.base import Environment, Prompt
 from forge_core.user_code import load_object
 
@@ -17,6 +19,8 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
 
     Raises ValueError if the name does not resolve or the parameters or template are not accepted.
     """
+    if config.name == question_answer.NAME:
+        return question_answer.QuestionAnswerEnvironment(config, seed)
     if ":" not in config.name:
         # Deferred: reasoning-gym takes about a second to import.
         from forge_core.environments.reasoning_gym import ReasoningGymEnvironment

@@ -15,12 +15,12 @@ import pytest
 from harness import Finished, Start, command, task_runs
 
 SMALL = (
-    "--preset", "tiny", "--set", "warm_start.steps=20", "--set", "evaluation.num_prompts=20",
-    "--set", "groups_per_step=32",
+    "--preset", "tiny", "--set", "warm_start.steps=3", "--set", "evaluation.num_prompts=20",
+    "--set", "groups_per_step=32", "--set", f"reward={Path(__file__).parent / 'rewards.py'}:by_hash",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def started(start_run: Start) -> dict[str, Callable[[], Finished]]:
     """Both at the same time. The async one has two replicas, and every one of its stages fails once."""
     faulty = [sys.executable, str(Path(__file__).parent / "faulty_run.py")]
@@ -34,14 +34,14 @@ def started(start_run: Start) -> dict[str, Callable[[], Finished]]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def async_run(started: dict[str, Callable[[], Finished]]) -> Finished:
     run = started["async"]()
     assert run.code == 0, run.errors
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hybrid_run(started: dict[str, Callable[[], Finished]]) -> Finished:
     run = started["hybrid"]()
     assert run.code == 0, run.errors

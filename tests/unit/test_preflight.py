@@ -163,7 +163,7 @@ def test_run_id_that_exists_or_cannot_be_one(tmp_path: Path) -> None:
 def test_plan_tells_processes_and_config(tmp_path: Path) -> None:
     overrides = ["generators.replicas=3", "trainer.ranks=4"]
     config = load_config(preset="tiny", file=None, overrides=overrides)
-    plan = json.loads(json.dumps(dry_run_plan(config, str(tmp_path))))
+    plan = json.loads(json.dumps(dry_run_plan(config, str(tmp_path), None)))
     assert plan["meshes"]["generators"]["meshes"] == 3
     assert plan["meshes"]["trainer"]["processes_per_mesh"] == 4
     assert type(config).model_validate(plan["config"]) == config

@@ -194,6 +194,7 @@ SUMMARY: dict[str, Any] = {
     "started_at": "1970-01-01T00:16:40.000000+00:00",
     "finished_at": "1970-01-01T00:17:20.250000+00:00",
     "config": CONFIG,
+    "sources": [],
     "versions": {"torch": "1"},
     "git_commit": "c0ffee",
     "bitwise": True,
@@ -222,6 +223,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": {
         "total": 40.25,
         "down": 10.5,
+        "overlap": {"generate": 1.25, "train": 7.5, "both": 0.0},
         "meshes": {
             "generator": {"generate": 1.25, "startup": 1.0, "wait_slot": 8.0, "unaccounted": 19.5},
             "idle": {"unaccounted": 29.75},
@@ -261,7 +263,8 @@ def test_nothing_is_made_up_for_a_run_that_did_nothing() -> None:
     assert summary["age"] == {"max": None, "mean": None}
     assert summary["parity"] == {"mean": None, "max": None}
     assert set(summary["eval"].values()) == {None}
-    assert summary["seconds"] == {"total": 0.0, "down": 0.0, "meshes": {}}
+    never = {"generate": 0.0, "train": 0.0, "both": 0.0}
+    assert summary["seconds"] == {"total": 0.0, "down": 0.0, "overlap": never, "meshes": {}}
     assert (summary["status"], summary["steps"]) == ("running", 0)
 
 

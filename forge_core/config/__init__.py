@@ -1,0 +1,165 @@
+"""The config of a run: every knob, its unit and its bounds, in one place.
+
+Importing this loads pydantic and nothing heavier, so that a command line can refuse bad input in
+well under a second. Unknown keys are refused everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from forge_core.config.base import Device, Section
+from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
+from forge_core.config.learning import (
+    AlgorithmConfig,
+    OptimizerConfig,
+    ParityConfig,
+    WarmStartConfig,
+)
+from forge_core.config.machinery import (
+    CheckpointConfig,
+    GeneratorsConfig,
+    ProfileConfig,
+    RetryConfig,
+    ShutdownConfig,
+    TimeoutsConfig,
+    TrainerConfig,
+)
+from forge_core.config.model import HUB_PREFIX, ModelConfig, ModelShape, TinyModelConfig
+from forge_core.regime import Regime, check_bounds, with_defaults
+
+__all__ = [
+    "HUB_PREFIX",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Device",
+    "EnvironmentConfig",
+    "EvaluationConfig",
+    "GeneratorsConfig",
+    "ModelConfig",
+    "ModelShape",
+    "OptimizerConfig",
+    "ParityConfig",
+    "ProfileConfig",
+    "RetryConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "Section",
+    "ShutdownConfig",
+    "TimeoutsConfig",
+    "TinyModelConfig",
+    "TrainerConfig",
+    "WarmStartConfig",
+]
+
+
+class RunConfig(Section):
+    """Everything that decides what a run does."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seeds the tiny model, the order of prompts, and every sample."""
+    regime: Regime = "sync"
+    """How generation and training are composed: `sync` one after the other and on-policy; `async` at the same time,
+    with weights swapped under running requests; `hybrid` in rounds, each collected while the one before trains."""
+    steps: int = Field(100, ge=0)
+    """Post-training steps; 0: only warm start and evaluation."""
+    group_size: int = Field(8, ge=2)
+    """Samples per prompt."""
+    groups_per_step: int = Field(64, ge=1)
+    """Prompts per step."""
+    max_policy_age: int = Field(0, ge=0)
+    """Most versions that a group's oldest token may lie behind the weights that train on it. Unless given: 0 in sync,
+    2 in async, 2 x steps_per_round - 1 in hybrid."""
+    window: int = Field(1, ge=1)
+    """Groups among which a step may choose what is ready, first in first out otherwise; 1: strictly in order. Unless
+    given: groups_per_step in async with a max_policy_age of 2 or more."""
+    steps_per_round: int = Field(1, ge=1)
+    """Steps that hybrid trains while it collects the groups of as many more. Unless given: 2 in hybrid."""
+    segment_steps: int = Field(20, ge=1)
+    """Steps that async runs within one task of each stage."""
+    reward: str | None = None
+    """A function of your own that scores in the environment's stead, with TRL's signature
+    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`."""
+    loss: str | None = None
+    """A loss of your own in GRPO's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per token."""
+    generate_episode: str | None = None
+    """A function of your own that makes an episode: `async (policy, prompt_text, *, seed) -> Episode`."""
+    gpu_memory_gib: float | None = Field(None, gt=0.0)
+    """Memory of a GPU, in GiB, that estimates are held against; none: what this machine's GPUs have."""
+    model: ModelConfig = ModelConfig()
+    """The policy."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """Prompts and scores."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are sampled."""
+    generators: GeneratorsConfig = GeneratorsConfig()
+    """The generating mesh."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The training mesh."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """The loss."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer of post-training."""
+    warm_start: WarmStartConfig = WarmStartConfig()
+    """Supervised training first."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation."""
+    parity: ParityConfig = ParityConfig()
+    """Trainer against generator."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    retry: RetryConfig = RetryConfig()
+    """Retries."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """Deadlines."""
+    profile: ProfileConfig = ProfileConfig()
+    """Traces."""
+    shutdown: ShutdownConfig = ShutdownConfig()
+    """Ending."""
+
+    def user_code(self) -> dict[str, str]:
+        """References to code of the user's, by the field that names them."""
+        named = {
+            "environment.name": self.environment.name if ":" in self.environment.name else None,
+            "reward": self.reward,
+            "loss": self.loss,
+            "generate_episode": self.generate_episode,
+        }
+        return {field: reference for field, reference in named.items() if reference is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _regime_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        size = given.get("groups_per_step", cls.model_fields["groups_per_step"].default)
+        return with_defaults(given, groups_per_step=size)
+
+    @model_validator(mode="after")
+    def _bounds_age(self) -> RunConfig:
+        check_bounds(
+            self.regime,
+            max_policy_age=self.max_policy_age,
+            window=self.window,
+            steps_per_round=self.steps_per_round,
+            groups_per_step=self.groups_per_step,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        ranks = self.trainer.ranks
+        episodes = self.groups_per_step * self.group_size
+        if episodes % ranks:
+            raise ValueError(
+                f"groups_per_step {self.groups_per_step} x group_size {self.group_size} = {episodes} episodes "
+                f"cannot be shared by trainer.ranks {ranks}; make their product a multiple of it"
+            )
+        if self.warm_start.steps and self.warm_start.batch_size % ranks:
+            raise ValueError(
+                f"warm_start.batch_size {self.warm_start.batch_size} cannot be shared by trainer.ranks {ranks}; "
+                "make it a multiple"
+            )
+        return self

@@ -1,0 +1,91 @@
+"""Meshes, checkpoints, retries, deadlines, traces."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from forge_core.config.base import Device, Section
+
+
+class GeneratorsConfig(Section):
+    """The mesh that generates: one process with one vLLM engine per replica."""
+
+    replicas: int = Field(1, ge=1, le=256)
+    """Number of engines."""
+    device: Device = "cpu"
+    """Kind of device an engine runs on; with `cuda`, one GPU per replica."""
+    threads: int = Field(2, ge=1)
+    """CPU threads of each engine's forward pass."""
+    kv_cache_gib: float = Field(0.5, gt=0.0)
+    """Memory of each engine's key-value cache on CPU, in GiB."""
+    gpu_memory_fraction: float = Field(0.85, gt=0.0, le=0.98)
+    """Share of a GPU's memory that an engine may use."""
+    max_model_len: int = Field(2048, ge=1)
+    """Longest prompt and response together, in tokens; the model's own context if that is shorter."""
+    max_sequences: int = Field(512, ge=1)
+    """Sequences that an engine decodes at once."""
+
+
+class TrainerConfig(Section):
+    """The mesh that trains: FSDP2, one process per rank."""
+
+    ranks: int = Field(2, ge=1, le=4096)
+    """Number of processes that share the model and the batch."""
+    device: Device = "cpu"
+    """Kind of device a rank runs on; with `cuda`, one GPU per rank."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each rank."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Most tokens, padding included, of one forward and backward pass of a rank."""
+
+
+class CheckpointConfig(Section):
+    """When a checkpoint is written; step 0 and the last step always have one."""
+
+    every: int = Field(10, ge=0)
+    """Steps between checkpoints; 0: only the first and the last."""
+    every_seconds: float = Field(300.0, gt=0.0)
+    """Seconds after which a checkpoint is written whatever the step."""
+
+
+class RetryConfig(Section):
+    """How often a stage is tried again after an infrastructure failure."""
+
+    attempts: int = Field(2, ge=0, le=50)
+    """Retries of one stage of one round; errors of the user's are never tried again."""
+    delay_seconds: float = Field(0.5, ge=0.0)
+    """Wait before the first retry; doubles each time, with jitter."""
+
+
+class TimeoutsConfig(Section):
+    """Deadlines of calls between processes, in seconds."""
+
+    startup_seconds: float = Field(300.0, gt=0.0)
+    """Until a mesh has spawned and loaded."""
+    stage_seconds: float = Field(1800.0, gt=0.0)
+    """Until one stage of one round has ended."""
+    call_seconds: float = Field(120.0, gt=0.0)
+    """Until any other call has ended."""
+    reward_seconds: float = Field(60.0, gt=0.0)
+    """Until a reward function of your own has scored the completions of one prompt."""
+
+
+class ProfileConfig(Section):
+    """Traces of chosen steps, linked in the report."""
+
+    steps: list[int] | None = None
+    """First and last step whose generation and training are traced, as `[3, 4]`; none: no traces."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ProfileConfig:
+        steps = self.steps
+        if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ValueError(f"steps {steps} is no range of steps: write [first, last], from 1")
+        return self
+
+
+class ShutdownConfig(Section):
+    """How a run ends."""
+
+    grace_seconds: float = Field(1.5, ge=0.0)
+    """What a mesh gets to stop by itself before its processes are killed."""
