@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from forge_core.actors.messages import DrawnPrompt, GenerateReply, GenerateRequest, StoredPart
 from storage import facts, layout
 from tasks.batches import choose_batch
@@ -105,7 +107,7 @@ async def batch(scored: Scored, advantages: dict[str, float]) -> StepBatch:
     )
 
 
-def draw(run: ActiveRun, ordinals: range) -> list[DrawnPrompt]:
+def draw(run: ActiveRun, ordinals: Iterable[int]) -> list[DrawnPrompt]:
     """The run's draws with these ordinals."""
     return [
         DrawnPrompt(

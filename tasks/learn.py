@@ -101,7 +101,9 @@ async def publish(policy_version: int) -> None:
         LoadReply,
         timeout_seconds=run.config.timeouts.call_seconds,
     )
-    note_published(run, put, loaded)
+    published = published_fact(put, loaded)
+    run.append(published)
+    check_parity(run, published)
 
 
 async def put_weights(run: ActiveRun, policy_version: int) -> PublishReply:
@@ -121,23 +123,18 @@ async def put_weights(run: ActiveRun, policy_version: int) -> PublishReply:
     return put
 
 
-def note_published(run: ActiveRun, put: PublishReply, loaded: list[LoadReply]) -> None:
-    """Log that every generator serves the version, and how far it is from the trainer's.
+def published_fact(put: PublishReply, loaded: list[LoadReply]) -> facts.Published:
+    """The fact that every generator serves the version, and how far it is from the trainer's.
 
-    Raises BoundExceeded if the probe's logprobs are too far apart or too certain to show it.
+    Raises BoundExceeded if a logprob of the probe is not finite.
     """
-    version = put.manifest.policy_version
-    parity = _parity(version, put, loaded)
-    run.append(
-        facts.Published(
-            policy_version=version,
-            weights_digest=put.manifest.digest,
-            parity=parity,
-            bytes=put.manifest.total_bytes,
-            seconds=put.seconds + max(reply.seconds for reply in loaded),
-        )
+    return facts.Published(
+        policy_version=put.manifest.policy_version,
+        weights_digest=put.manifest.digest,
+        parity=_parity(put.manifest.policy_version, put, loaded),
+        bytes=put.manifest.total_bytes,
+        seconds=put.seconds + max(reply.seconds for reply in loaded),
     )
-    _check_parity(run, version, parity)
 
 
 def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> facts.Parity:
@@ -161,8 +158,10 @@ def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> 
     )
 
 
-def _check_parity(run: ActiveRun, policy_version: int, parity: facts.Parity) -> None:
-    bound = run.config.parity
+def check_parity(run: ActiveRun, published: facts.Published) -> None:
+    """Raise BoundExceeded if the probe's logprobs are too far apart, or too certain to show it."""
+    bound, parity, policy_version = run.config.parity, published.parity, published.policy_version
+    assert parity is not None
     if not (parity.mean <= bound.max_mean and parity.max <= bound.max_max):
         raise BoundExceeded(
             f"version {policy_version}: trainer and generator differ on the probe by {parity.mean:.3g} (mean) and "

@@ -22,8 +22,9 @@ from forge_core.actors.messages import (
 )
 from forge_core.admission import Admission
 from storage import facts, layout
+from storage.ledger import GroupState
 from tasks.collect import admitted, draw, generated
-from tasks.learn import note_published
+from tasks.learn import check_parity, published_fact
 from tasks.references import StepBatch
 from tasks.run import ActiveRun
 
@@ -121,41 +122,60 @@ class Pipeline:
     def request(self, replica: int, attempt: int) -> AdvanceRequest:
         """What a replica is to be asked next, its new draws admitted; the same again until it is answered."""
         if replica not in self.requests:
-            run, config = self.run, self.run.config
-            seq = self.num_requests
-            ordinals = self.admission.admit(replica, self._room(replica))
-            drawn = []
-            if ordinals:
-                drawn = draw(run, range(ordinals[0], ordinals[-1] + 1))
-                run.append(admitted(seq, drawn))
-            put = self.put if self._awaits_weights(replica) else None
-            self.requests[replica] = AdvanceRequest(
-                run_id=run.run_id,
-                seq=seq,
-                key_prefix=layout.generated_prefix(run.run_id, layout.part_name(seq, replica)),
-                prompts=tuple(drawn),
-                num_samples=config.group_size,
-                manifest=put.manifest if put else None,
-                probe=run.probe,
-                part_groups=math.ceil(config.groups_per_step / _PARTS_PER_STEP),
-                budget_seconds=_BUDGET_SECONDS,
-                hold_seconds=_HOLD_SECONDS,
-                attempt=attempt,
-            )
-            self.num_requests += 1
-        return self.requests[replica]
+            self.requests[replica] = self._next_request(replica, attempt)
+        request = self.requests[replica]
+        # Here, and not when it is made: the store may have failed, and then this is asked again.
+        unknown = [d for d in request.prompts if d.group_id not in self.run.ledger.groups]
+        if unknown:
+            self.run.append(admitted(request.seq, unknown))
+        return request
+
+    def _next_request(self, replica: int, attempt: int) -> AdvanceRequest:
+        run, config = self.run, self.run.config
+        seq = self.num_requests
+        ordinals = self.admission.admit(replica, self._room(replica))
+        self.num_requests += 1
+        return AdvanceRequest(
+            run_id=run.run_id,
+            seq=seq,
+            key_prefix=layout.generated_prefix(run.run_id, layout.part_name(seq, replica)),
+            prompts=tuple(draw(run, ordinals)),
+            num_samples=config.group_size,
+            manifest=self.put.manifest if self.put and self._awaits_weights(replica) else None,
+            probe=run.probe,
+            part_groups=math.ceil(config.groups_per_step / _PARTS_PER_STEP),
+            budget_seconds=_BUDGET_SECONDS,
+            hold_seconds=_HOLD_SECONDS,
+            attempt=attempt,
+        )
 
     async def answered(self, replica: int, reply: AdvanceReply) -> None:
-        """Log what a replica has done, and pass it on."""
+        """Log what a replica has done, and pass it on; in this order, for the store may fail and this come again.
+
+        Raises BoundExceeded if new weights arrived at all replicas and one of them disagrees with the trainer.
+        """
         run = self.run
-        mesh = run.meshes.generators[replica].name
-        new: list[facts.Fact] = [run.intervals(mesh, reply.intervals)]
-        if reply.stored is not None:
+        new: list[facts.Fact] = [
+            run.intervals(run.meshes.generators[replica].name, reply.intervals)
+        ]
+        if reply.stored is not None and not self._is_logged(reply.stored):
             new.append(generated(reply.seq, replica, reply.stored))
-        if reply.too_long:
-            new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=None))
+        dropped = tuple(
+            g for g in reply.too_long if run.ledger.groups[g].state != GroupState.DROPPED
+        )
+        if dropped:
+            new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
+        loads = {**self.loads, replica: reply.loaded} if reply.loaded else self.loads
+        has_arrived = reply.loaded is not None and self._has_arrived(loads)
+        if has_arrived:
+            assert self.put is not None
+            published = published_fact(self.put, [loads[r] for r in sorted(loads)])
+            new.append(published)
         run.append(*new)
+        if has_arrived:
+            check_parity(run, published)
         del self.requests[replica]
+        self.loads = loads
         self.under_way[replica] = reply.num_under_way
         self.seconds += reply.seconds
         if reply.stored is not None:
@@ -164,19 +184,20 @@ class Pipeline:
         for group_id in reply.too_long:
             self.admission.drop(self._ordinal(group_id))
         if reply.loaded is not None:
-            self._loaded(replica, reply.loaded)
+            self.admission.serve(replica, reply.loaded.policy_version)
         await self.tell()
 
-    def _loaded(self, replica: int, loaded: LoadReply) -> None:
-        self.admission.serve(replica, loaded.policy_version)
-        self.loads[replica] = loaded
+    def _is_logged(self, stored: StoredPart) -> bool:
+        return self.run.ledger.groups[stored.group_ids[0]].state != GroupState.ADMITTED
+
+    def _has_arrived(self, loads: dict[int, LoadReply]) -> bool:
+        """Whether every replica has loaded the newest weights."""
         put = self.put
-        assert put is not None
-        version = put.manifest.policy_version
-        if all(load.policy_version == version for load in self.loads.values()) and len(
-            self.loads
-        ) == len(self.run.meshes.generators):
-            note_published(self.run, put, [self.loads[r] for r in sorted(self.loads)])
+        return (
+            put is not None
+            and len(loads) == len(self.run.meshes.generators)
+            and {load.policy_version for load in loads.values()} == {put.manifest.policy_version}
+        )
 
     async def scored(self, part: Part) -> None:
         """A part is committed; its groups are ready to be trained on."""
