@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -30,7 +31,10 @@ def started(start_run: Start) -> dict[str, Callable[[], Finished]]:
             "--set", "generators.replicas=2", "--set", "generators.max_sequences=64",
             program=faulty,
         ),
-        "hybrid": start_run("hybrid", *SMALL, "--regime", "hybrid", "--set", "steps=5"),
+        "hybrid": start_run(
+            "hybrid", *SMALL, "--regime", "hybrid", "--set", "steps=5",
+            "--set", "profile.steps=[1,1]",
+        ),
     }  # fmt: skip
 
 
@@ -95,6 +99,26 @@ def test_hybrid_has_one_task_per_stage_and_round(hybrid_run: Finished, prefect_s
     assert {name: names[name] for name in ("generate", "score", "buffer", "train")} == {
         "generate": 3, "score": 3, "buffer": 3, "train": 3,
     }  # fmt: skip
+
+
+def test_a_profiled_step_leaves_traces_and_memory_that_the_report_links(
+    hybrid_run: Finished,
+) -> None:
+    folder = hybrid_run.folder / "profiles"
+    names = [
+        f"{process}-step-000001.{kind}"
+        for process in ("generator-0", "trainer-0")
+        for kind in ("memory.json", "trace.json.gz")
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    memory = json.loads((folder / names[2]).read_bytes())
+    sizes = memory["tensors_bytes"]
+    assert sizes["optimizer"] >= 2 * sizes["parameters"] > 0
+    for name in (names[1], names[3]):
+        trace = json.loads(gzip.decompress((folder / name).read_bytes()))
+        assert any("aten::" in str(event.get("name")) for event in trace["traceEvents"])
+    report = (hybrid_run.folder / "report.html").read_text()
+    assert all(f'href="profiles/{name}"' in report for name in names)
 
 
 def _is_whole(run: Finished, num_groups: int) -> None:
