@@ -30,7 +30,7 @@ lint: setup
 
 bench: setup
 	@set -e; for file in benchmarks/bench_*.py; do \
-		echo "== $$file"; $(BIN)/python "$$file"; \
+		echo "== $$file"; name=$${file%.py}; $(BIN)/python -m "$$(echo $$name | tr / .)"; \
 	done
 
 prove: setup

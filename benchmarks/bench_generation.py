@@ -1,6 +1,6 @@
 """How much of plain vLLM's speed is left when an episode is a coroutine.
 
-    python benchmarks/bench_generation.py
+    python -m benchmarks.bench_generation
 
 The same 512 seeded requests of the tiny preset's model, in one process and on one engine, in turn: through vLLM's
 own `LLM.generate`, and through `generate_episode()` on `Engine.run`. The figure is the ratio of their tokens per
@@ -84,7 +84,7 @@ def main() -> None:
         "ratio_max": max(ratios),
     }
     print(result)
-    print(write_record("generation", "python benchmarks/bench_generation.py", result))
+    print(write_record("generation", "python -m benchmarks.bench_generation", result))
 
 
 if __name__ == "__main__":
