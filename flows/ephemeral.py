@@ -53,6 +53,7 @@ def surroundings() -> Iterator[Path]:
     Both go when the context is left, and within a second when this process is killed. The server listens on
     127.0.0.1 and keeps its database in the work folder, which is yielded; `wait_for_server` waits until it answers.
     """
+    before = dict(os.environ)
     workdir = Path(tempfile.mkdtemp(prefix="forgeflow-"))
     os.environ["TMPDIR"] = str(workdir)
     tempfile.tempdir = None
@@ -83,6 +84,10 @@ def surroundings() -> Iterator[Path]:
         except subprocess.TimeoutExpired:
             keeper.kill()  # the server dies with it
             shutil.rmtree(workdir, ignore_errors=True)
+        # Whoever called from Python goes on with what they had.
+        os.environ.clear()
+        os.environ.update(before)
+        tempfile.tempdir = None
 
 
 def _free_port() -> int:

@@ -73,7 +73,9 @@ def model_shape(config: RunConfig, model: ModelDirectory | None) -> ModelShape |
 
 
 def _shape_of(document: dict[str, Any]) -> ModelShape | None:
-    """The shape that a Llama or Qwen's config.json tells; None if it is of another kind."""
+    """The shape that a dense Llama or Qwen's config.json tells; None if it is of another kind."""
+    if any("expert" in key for key in document):
+        return None
     try:
         heads = int(document["num_attention_heads"])
         return ModelShape(
@@ -113,7 +115,11 @@ def estimate(config: RunConfig, shape: ModelShape, store_uri: str) -> list[Need]
         needs.append(
             Need(
                 name="GPU of each trainer rank",
-                bytes=sum(trainer.values()),
+                # A rank loads the whole model before it keeps its share.
+                bytes=max(
+                    sum(trainer.values()),
+                    math.ceil(4 * shape.num_parameters * (1 + 1 / config.trainer.ranks)),
+                ),
                 available=gpu,
                 parts=trainer,
                 mend="raise trainer.ranks or lower trainer.micro_batch_tokens",
@@ -187,7 +193,7 @@ def _disk_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     num_checkpoints = 2 + (config.steps // every if every else 0)
     episodes = config.steps * config.groups_per_step * config.group_size
     return {
-        f"{num_checkpoints} checkpoints": num_checkpoints * 12 * shape.num_parameters,
+        f"{num_checkpoints} checkpoints or more": num_checkpoints * 12 * shape.num_parameters,
         "episodes": episodes * (config.sampling.max_tokens + 256) * _BYTES_PER_TOKEN,
     }
 

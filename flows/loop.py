@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from forge_core.config import RunConfig
+from storage import facts
 from storage.parts import read_committed
 from storage.records import Commit, read_record
 from tasks.collect import batch, generate, score
@@ -124,8 +125,12 @@ own_loop: ContextVar[LoopFunction | None] = ContextVar("forgeflow_own_loop", def
 
 
 async def drive(run: ActiveRun, function: LoopFunction) -> None:
-    """Let the function run, and publish what it trained last."""
+    """Let the function run, drop what it collected and did not train on, and publish what it trained last."""
     loop = Loop(run)
     await function(loop)
+    if run.ledger.pending:
+        run.append(
+            facts.Dropped(group_ids=tuple(run.ledger.pending), reason="end_of_run", step=None)
+        )
     if loop.policy_version != loop.step:
         await loop.publish()

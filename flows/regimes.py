@@ -25,9 +25,10 @@ async def sync_rounds(run: ActiveRun) -> None:
 async def hybrid_rounds(run: ActiveRun) -> None:
     """Rounds of several steps: each is trained on while the next is collected with the weights before it."""
     rounds = plan_rounds(run.config.steps, run.config.steps_per_round)
-    scored = await _collect(rounds[0]) if rounds else None
+    if not rounds:
+        return
+    scored = await _collect(rounds[0])
     for this, following in zip(rounds, [*rounds[1:], None], strict=True):
-        assert scored is not None
         batches = await buffer(scored)
         if following is None:
             await train(batches)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from forge_core.config import ProfileConfig
 from storage import layout
 from storage.objects import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 Sizes = Callable[[], Mapping[str, int]]
 """Bytes of a process's tensors by group."""
@@ -57,6 +60,13 @@ class Profiler:
             torch.cuda.memory._record_memory_history()
         with profile(activities=activities, profile_memory=True) as recorded:
             yield
+        try:
+            self._write(run_id, step, recorded, on_gpu=on_gpu)
+        except OSError as error:
+            # The step is done, and to do it again for the sake of its trace would be worse than to have none.
+            logger.warning("step %d left no whole trace of %s: %s", step, self._process, error)
+
+    def _write(self, run_id: str, step: int, recorded: profile, *, on_gpu: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder) / "trace.json.gz"
             recorded.export_chrome_trace(str(trace))

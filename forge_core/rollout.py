@@ -6,6 +6,7 @@ turns as it likes; tokens are never decoded and encoded again.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -45,7 +46,7 @@ class Policy(Protocol):
         ...
 
     async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
-        """Continue `token_ids` as the config's sampling section says."""
+        """Continue `token_ids` as the config's sampling section says; with nothing where the context is full."""
         ...
 
 
@@ -180,17 +181,25 @@ class EpisodeError(Exception):
     """A `generate_episode` of the user's failed; the message names it and the prompt."""
 
 
-def custom_generate_episode(reference: str) -> EpisodeFunction:
-    """A user's `generate_episode`, whose failures name it and the prompt. Raises ValueError if it does not resolve."""
+def custom_generate_episode(reference: str, *, timeout_seconds: float) -> EpisodeFunction:
+    """A user's `generate_episode`, whose failures name it and the prompt, an overrun deadline among them.
+
+    Raises ValueError if it does not resolve.
+    """
     function = load_object("generate_episode", reference)
 
     async def generate(policy: Policy, prompt_text: str, *, seed: int) -> Episode:
         try:
-            episode = await function(policy, prompt_text, seed=seed)
+            async with asyncio.timeout(timeout_seconds) as deadline:
+                episode = await function(policy, prompt_text, seed=seed)
         except Exception as error:  # It is the user's: it may raise anything.
+            what = (
+                f"gave no episode within {timeout_seconds:g} s"
+                if deadline.expired()
+                else f"raised {type(error).__name__}: {error}"
+            )
             raise EpisodeError(
-                f"generate_episode {reference!r} raised {type(error).__name__}: {error}, on the prompt "
-                f"{prompt_text[:200]!r}"
+                f"generate_episode {reference!r} {what}, on the prompt {prompt_text[:200]!r}"
             ) from error
         if not isinstance(episode, Episode):
             raise EpisodeError(

@@ -9,7 +9,7 @@ inferred, and what a mesh did in a run adds up to the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +39,17 @@ class Interval:
     """Unix time, seconds."""
     end: float
     """Unix time, seconds."""
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same time in fewer intervals: neighbours of one kind that touch are one."""
+    found: list[Interval] = []
+    for each in intervals:
+        if found and found[-1].kind == each.kind and found[-1].end == each.start:
+            found[-1] = Interval(kind=each.kind, start=found[-1].start, end=each.end)
+        else:
+            found.append(each)
+    return found
 
 
 class Timeline:

@@ -93,6 +93,12 @@ def load_object(field: str, reference: str) -> Any:
 
 
 def _load_file(path: Path) -> ModuleType:
+    root, package = _package_of(path)
+    # Last: what stands beside the file is found, and hides nothing that this process relies on.
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    if package:
+        return importlib.import_module(f"{package}.{path.stem}")
     # The path is in the name, so that two files of one name do not answer for each other.
     module_name = f"_forgeflow_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
@@ -107,6 +113,16 @@ def _load_file(path: Path) -> ModuleType:
         del sys.modules[module_name]
         raise
     return module
+
+
+def _package_of(path: Path) -> tuple[Path, str]:
+    """The folder from which a file is imported, and the dotted package that it is in; empty for none."""
+    names: list[str] = []
+    folder = path.parent
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(names)
 
 
 def reference_to(field: str, thing: Any) -> str:

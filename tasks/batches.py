@@ -46,7 +46,7 @@ def choose_batch(
             new.append(facts.Dropped(group_ids=flat, reason="no_signal", step=step))
         run.append(*new)
     kept = run.ledger.batches[step]
-    metrics = _reward_metrics(list(rewards.values()), len(group_ids) - len(kept))
+    metrics = _reward_metrics(list(rewards.values()))
     if tokens_per_second:
         metrics["generate/tokens_per_second"] = tokens_per_second
     return StepBatch(
@@ -92,11 +92,11 @@ def _rewards(
     return rewards
 
 
-def _reward_metrics(groups: list[list[float]], num_flat: int) -> dict[str, float]:
+def _reward_metrics(groups: list[list[float]]) -> dict[str, float]:
     if not groups:
         return {}
     return {
         "reward": float(np.mean([np.mean(group) for group in groups])),
         "reward_std": float(np.mean([np.std(group, ddof=1) for group in groups])),
-        "frac_reward_zero_std": num_flat / len(groups),
+        "frac_reward_zero_std": sum(len(set(group)) == 1 for group in groups) / len(groups),
     }

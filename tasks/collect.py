@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from forge_core.actors.messages import DrawnPrompt, GenerateReply, GenerateRequest, StoredPart
 from storage import facts, layout
+from storage.ledger import GroupState
 from tasks.batches import choose_batch
 from tasks.calls import commit_scored, on_replicas
 from tasks.references import Generation, Round, Scored, StepBatch
@@ -50,8 +51,8 @@ async def generate(round: Round) -> Generation:
         if reply.stored is not None:
             stored[replica] = reply.stored
             new.append(generated(round.number, replica, reply.stored))
-        if reply.too_long:
-            new.append(facts.Dropped(group_ids=reply.too_long, reason="prompt_too_long", step=None))
+        if dropped := not_dropped(run, reply.too_long):
+            new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
     run.append(*new)
     seconds = max((part.seconds for part in stored.values()), default=0.0)
     tokens = sum(part.response_tokens for part in stored.values())
@@ -117,6 +118,11 @@ def draw(run: ActiveRun, ordinals: Iterable[int]) -> list[DrawnPrompt]:
         )
         for ordinal in ordinals
     ]
+
+
+def not_dropped(run: ActiveRun, group_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that the log has not dropped yet: an attempt before may have."""
+    return tuple(g for g in group_ids if run.ledger.groups[g].state != GroupState.DROPPED)
 
 
 def admitted(round: int, drawn: list[DrawnPrompt]) -> facts.Admitted:

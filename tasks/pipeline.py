@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forge_core.actors.messages import (
     AdvanceReply,
@@ -21,9 +22,10 @@ from forge_core.actors.messages import (
     StoredPart,
 )
 from forge_core.admission import Admission
+from forge_core.timeline import Interval, merged
 from storage import facts, layout
 from storage.ledger import GroupState
-from tasks.collect import admitted, draw, generated
+from tasks.collect import admitted, draw, generated, not_dropped
 from tasks.learn import check_parity, published_fact
 from tasks.references import StepBatch
 from tasks.run import ActiveRun
@@ -32,6 +34,10 @@ _PARTS_PER_STEP = 4
 """Parts in which a step's groups are stored, where they finish evenly: scoring begins after the first."""
 _BUDGET_SECONDS = 0.25
 """Longest time in which a replica hears of no new weights or slots."""
+_TELL_SECONDS = 5.0
+"""Longest time for which the log does not tell what a replica does."""
+_TOO_LONG_STEPS = 4
+"""Steps' worth of prompts that may be too long in a row."""
 _HOLD_SECONDS = 2.0
 """Longest time in which a finished group waits for others to fill a part."""
 
@@ -69,6 +75,12 @@ class Pipeline:
     """Response tokens since the last batch."""
     seconds: float = 0.0
     """Engine time since the last batch, summed over replicas."""
+    intervals: dict[int, list[Interval]] = field(default_factory=dict)
+    """By replica, what it did and the log does not tell yet."""
+    told_at: float = 0.0
+    """When the log was last told, on the monotonic clock."""
+    too_long_in_a_row: int = 0
+    """Prompts dropped as too long since one was not."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @classmethod
@@ -119,10 +131,12 @@ class Pipeline:
         at_once = max(1, config.generators.max_sequences // config.group_size)
         return max(0, min(share, at_once - self.under_way.get(replica, 0)))
 
-    def request(self, replica: int, attempt: int) -> AdvanceRequest:
+    def request(self, replica: int) -> AdvanceRequest:
         """What a replica is to be asked next, its new draws admitted; the same again until it is answered."""
-        if replica not in self.requests:
-            self.requests[replica] = self._next_request(replica, attempt)
+        if (asked := self.requests.get(replica)) is not None:
+            self.requests[replica] = replace(asked, attempt=asked.attempt + 1)
+        else:
+            self.requests[replica] = self._next_request(replica)
         request = self.requests[replica]
         # Here, and not when it is made: the store may have failed, and then this is asked again.
         unknown = [d for d in request.prompts if d.group_id not in self.run.ledger.groups]
@@ -130,49 +144,49 @@ class Pipeline:
             self.run.append(admitted(request.seq, unknown))
         return request
 
-    def _next_request(self, replica: int, attempt: int) -> AdvanceRequest:
+    def _next_request(self, replica: int) -> AdvanceRequest:
         run, config = self.run, self.run.config
-        seq = self.num_requests
-        ordinals = self.admission.admit(replica, self._room(replica))
+        seq, first = self.num_requests, self.admission.admitted
+        # Drawn before they are admitted: an environment may fail.
+        drawn = draw(run, range(first, first + self._room(replica)))
+        self.admission.admit(replica, len(drawn))
         self.num_requests += 1
         return AdvanceRequest(
             run_id=run.run_id,
             seq=seq,
             key_prefix=layout.generated_prefix(run.run_id, layout.part_name(seq, replica)),
-            prompts=tuple(draw(run, ordinals)),
+            prompts=tuple(drawn),
             num_samples=config.group_size,
             manifest=self.put.manifest if self.put and self._awaits_weights(replica) else None,
             probe=run.probe,
             part_groups=math.ceil(config.groups_per_step / _PARTS_PER_STEP),
             budget_seconds=_BUDGET_SECONDS,
             hold_seconds=_HOLD_SECONDS,
-            attempt=attempt,
         )
 
     async def answered(self, replica: int, reply: AdvanceReply) -> None:
         """Log what a replica has done, and pass it on; in this order, for the store may fail and this come again.
 
-        Raises BoundExceeded if new weights arrived at all replicas and one of them disagrees with the trainer.
+        Raises BoundExceeded if new weights arrived at all replicas and one of them disagrees with the trainer,
+        ValueError if no prompt is short enough.
         """
         run = self.run
-        new: list[facts.Fact] = [
-            run.intervals(run.meshes.generators[replica].name, reply.intervals)
-        ]
+        new: list[facts.Fact] = []
         if reply.stored is not None and not self._is_logged(reply.stored):
             new.append(generated(reply.seq, replica, reply.stored))
-        dropped = tuple(
-            g for g in reply.too_long if run.ledger.groups[g].state != GroupState.DROPPED
-        )
-        if dropped:
+        if dropped := not_dropped(run, reply.too_long):
             new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
         loads = {**self.loads, replica: reply.loaded} if reply.loaded else self.loads
-        has_arrived = reply.loaded is not None and self._has_arrived(loads)
-        if has_arrived:
+        published = None
+        if reply.loaded is not None and self._has_arrived(loads):
             assert self.put is not None
             published = published_fact(self.put, [loads[r] for r in sorted(loads)])
-            new.append(published)
-        run.append(*new)
-        if has_arrived:
+            if run.ledger.published[-1].policy_version != published.policy_version:
+                new.append(published)
+        self.intervals.setdefault(replica, []).extend(reply.intervals)
+        # Many answers tell nothing but how time passed: those are told together.
+        self.log(*new, is_urgent=bool(new))
+        if published is not None:
             check_parity(run, published)
         del self.requests[replica]
         self.loads = loads
@@ -185,7 +199,37 @@ class Pipeline:
             self.admission.drop(self._ordinal(group_id))
         if reply.loaded is not None:
             self.admission.serve(replica, reply.loaded.policy_version)
+        self._check_prompts(reply)
         await self.tell()
+
+    def log(self, *new: facts.Fact, is_urgent: bool = True) -> None:
+        """Log facts, and with them what replicas did since that was last told; without urgency only now and then."""
+        if not is_urgent and time.monotonic() - self.told_at < _TELL_SECONDS:
+            return
+        meshes = self.run.meshes.generators
+        told = []
+        for replica, intervals in self.intervals.items():
+            name = meshes[replica].name
+            # What an entry told that was written although its writing failed is not told again.
+            known = self.run.ledger.meshes.get(name)
+            since = known[-1].end if known else 0.0
+            if fresh := [each for each in intervals if each.start >= since]:
+                told.append(self.run.intervals(name, merged(fresh)))
+        if new or told:
+            self.run.append(*told, *new)
+        self.intervals.clear()
+        self.told_at = time.monotonic()
+
+    def _check_prompts(self, reply: AdvanceReply) -> None:
+        """Refuse to draw for ever from an environment none of whose prompts fits."""
+        self.too_long_in_a_row += len(reply.too_long)
+        if reply.num_under_way or reply.stored is not None:
+            self.too_long_in_a_row = 0
+        if self.too_long_in_a_row > _TOO_LONG_STEPS * self.run.config.groups_per_step:
+            raise ValueError(
+                f"sampling.max_tokens {self.run.config.sampling.max_tokens} leaves no room for the last "
+                f"{self.too_long_in_a_row} prompts drawn; lower it or shorten environment.prompt_template"
+            )
 
     def _is_logged(self, stored: StoredPart) -> bool:
         return self.run.ledger.groups[stored.group_ids[0]].state != GroupState.ADMITTED
@@ -208,8 +252,9 @@ class Pipeline:
         await self.tell()
 
     def take_speed(self) -> float:
-        """Response tokens per second and replica since this was last asked."""
-        speed = self.tokens / self.seconds if self.seconds else 0.0
+        """Response tokens per second of engine time since this was last asked, of all replicas together."""
+        replicas = self.run.config.generators.replicas
+        speed = replicas * self.tokens / self.seconds if self.seconds else 0.0
         self.tokens, self.seconds = 0, 0.0
         return speed
 

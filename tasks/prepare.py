@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from forge_core.actors.messages import WarmStartReply
@@ -27,6 +28,8 @@ async def build_model() -> None:
     """
     run = current()
     timeout = run.config.timeouts.startup_seconds
+    # First: a mistake in it is to be heard of before minutes are spent.
+    await run.meshes.verifier.call("prepare", timeout_seconds=timeout)
     directory = await _model_directory(run)
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
@@ -46,7 +49,12 @@ async def _model_directory(run: ActiveRun) -> str:
         return str(run.store.local_path(f"{layout.run_folder(run.run_id)}model"))
     if path.startswith(HUB_PREFIX):
         return await _download(path.removeprefix(HUB_PREFIX))
-    return path
+    return _expanded(path)
+
+
+def _expanded(path: str) -> str:
+    """The path with `~` resolved, as the checks before have read it."""
+    return os.path.expanduser(path)
 
 
 async def _download(repository: str) -> str:

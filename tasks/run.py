@@ -81,9 +81,13 @@ class ActiveRun:
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""
+        self.settle()
+        self._take(self.log.append(*new))
+
+    def settle(self) -> None:
+        """Take in an entry that was written although its writing failed, before anything is decided by the ledger."""
         if (settled := self.log.settle()) is not None:
             self._take(settled)
-        self._take(self.log.append(*new))
 
     def _take(self, entry: facts.Entry) -> None:
         self.ledger.add(entry)

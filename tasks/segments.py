@@ -13,7 +13,7 @@ from tasks.learn import checkpoint, is_checkpoint_due, put_weights, train_step
 from tasks.pipeline import Pipeline
 from tasks.references import Segment
 from tasks.run import current
-from tasks.stage import attempt, stage
+from tasks.stage import stage
 from tasks.together import together
 
 
@@ -41,10 +41,11 @@ async def _generate_on(replica: int, last_step: int) -> None:
     while True:
         await line.until(lambda: is_over() or line.has_work(replica))
         if is_over():
+            line.log()
             return
         answers: list[AdvanceReply] = await run.meshes.generators[replica].call(
             "advance",
-            line.request(replica, attempt()),
+            line.request(replica),
             timeout_seconds=run.config.timeouts.call_seconds,
         )
         await line.answered(replica, answers[0])

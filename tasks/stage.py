@@ -52,6 +52,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
         run = current()
         started = time.monotonic()
         try:
+            run.settle()
             return await function(*args, **kwargs)
         except TRANSIENT as error:
             lost = attempt()

@@ -35,6 +35,7 @@ T = TypeVar("T")
 _SETTLE_TURNS = 3
 _BATCHED_TOKENS = 8192
 _TOOL_POLL_SECONDS = 0.01
+_PROBE_SEQUENCES = 32
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +71,8 @@ class Engine:
             dtype=config.model.dtype,
             seed=config.seed,
             enforce_eager=on_cpu,
-            max_num_seqs=config.generators.max_sequences,
+            # With room for the probe, which must not wait for living requests to end.
+            max_num_seqs=config.generators.max_sequences + _PROBE_SEQUENCES,
             max_model_len=context,
             # On CPU vLLM cannot take back the random numbers of a seeded request whose prompt is cut in two.
             enable_chunked_prefill=not on_cpu,
@@ -113,6 +115,10 @@ class Engine:
 
     async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
         """See `Policy.sample`; greedy while `self.greedy` is set."""
+        if len(token_ids) >= self._context_length:
+            return Sample(
+                token_ids=[], logprobs=[], token_policy_versions=[], finish_reason="length"
+            )
         params = SamplingParams(
             temperature=0.0 if self.greedy else self._sampling.temperature,
             max_tokens=self._sampling.max_tokens,

@@ -78,7 +78,9 @@ class Generator(Actor):
             return
         with self._timeline.during("startup"):
             if (reference := self._config.generate_episode) is not None:
-                self._generate_episode = custom_generate_episode(reference)
+                self._generate_episode = custom_generate_episode(
+                    reference, timeout_seconds=self._config.timeouts.episode_seconds
+                )
             self._engine = Engine(model_dir, self._config)
             self._in_flight = InFlight(self._engine)
 

@@ -66,6 +66,7 @@ class Trainer(Actor):
         self._tokenizer: Any
         self._learner: Learner
         self._step = 0
+        self._warm_steps = 0
         self._last_reply: TrainReply | None = None
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
@@ -166,7 +167,8 @@ class Trainer(Actor):
             started = time.monotonic()
             environment = self._agreed(self._load_environment)
             loss = None
-            for step in range(self._config.warm_start.steps):
+            # From where an attempt that failed stood: what was learned is not learned twice.
+            for step in range(self._warm_steps, self._config.warm_start.steps):
                 sequences = self._agreed(
                     functools.partial(
                         warm_start.sequences,
@@ -177,6 +179,7 @@ class Trainer(Actor):
                     )
                 )
                 loss = self._learner.supervised_step(step, sequences)
+                self._warm_steps = step + 1
             self._learner.begin_post_training()
             digest = self._gather(policy_version=0).digest
         self._warm_started = WarmStartReply(
@@ -245,9 +248,9 @@ class Trainer(Actor):
             logprobs, entropy = self._score(probe)
             if self._rank == 0:
                 await store.put_version(manifest, buckets, timeout_seconds=timeout)
-                if self._published and self._published.policy_version != manifest.policy_version:
-                    await store.delete_version(self._published, timeout_seconds=timeout)
-                self._published = manifest
+                before, self._published = self._published, manifest
+                if before and before.policy_version != manifest.policy_version:
+                    await store.delete_version(before, timeout_seconds=timeout)
         return PublishReply(
             manifest=manifest,
             probe_logprobs=logprobs,

@@ -52,6 +52,13 @@ class Verifier(Actor):
             self._environment: Environment = load_environment(config.environment, config.seed)
 
     @endpoint
+    async def prepare(self) -> None:
+        """Import the user's reward function, if there is one. Raises RewardError if that fails."""
+        with self._timeline.during("startup"):
+            if self._reward is not None:
+                self._reward.load()
+
+    @endpoint
     async def score(self, request: ScoreRequest) -> ScoreReply:
         """Score a part; commit it, or store it as an evaluation. Safe to repeat: the first commit counts.
 

@@ -33,6 +33,12 @@ class CustomLoss:
         num_tokens: float,
     ) -> LossSums:
         """This micro-batch's share. Raises ValueError, naming the function, unless it gives a finite loss per token."""
+        sums = ratio_sums(logprobs_BT, sampled_logprobs_BT, mask_BT)
+        if not mask_BT.any():  # padding, which keeps this rank in step with the others
+            return LossSums(loss=logprobs_BT.sum() * 0.0, metrics=sums)
+        # Off the mask stand prompts and padding, whose ratios could overflow in the backward pass.
+        logprobs_BT = torch.where(mask_BT, logprobs_BT, 0.0)
+        sampled_logprobs_BT = torch.where(mask_BT, sampled_logprobs_BT, 0.0)
         try:
             loss_BT: Any = self._function(logprobs_BT, sampled_logprobs_BT, advantages_B, mask_BT)
         except Exception as error:  # It is the user's: it may raise anything.
@@ -55,6 +61,4 @@ class CustomLoss:
             raise ValueError(
                 f"loss {self._reference!r} returned a loss without a gradient; compute it from logprobs"
             )
-        return LossSums(
-            loss=total / num_tokens, metrics=ratio_sums(logprobs_BT, sampled_logprobs_BT, mask_BT)
-        )
+        return LossSums(loss=total / num_tokens, metrics=sums)

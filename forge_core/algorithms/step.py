@@ -170,7 +170,8 @@ class Learner:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):
             self._optimizer.zero_grad()
-            raise RuntimeError(f"the gradient's norm is {float(norm)}; nothing was updated")
+            of = f" of loss {self._config.loss!r}" if self._config.loss else ""
+            raise RuntimeError(f"the gradient's norm{of} is {float(norm)}; nothing was updated")
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
@@ -178,7 +179,8 @@ class Learner:
     def _learning_rate(self, step: int) -> float:
         settings = self._config.optimizer
         rising = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-        progress = (step - 1) / max(1, self._config.steps - 1)
+        # A loop of the user's may go on beyond the steps that the schedule was made for.
+        progress = min(1.0, (step - 1) / max(1, self._config.steps - 1))
         falling = 1.0 - (1.0 - settings.final_learning_rate_fraction) * progress
         return settings.learning_rate * rising * falling
 

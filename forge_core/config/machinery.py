@@ -66,6 +66,8 @@ class TimeoutsConfig(Section):
     """Until one stage of one round has ended."""
     call_seconds: float = Field(120.0, gt=0.0)
     """Until any other call has ended."""
+    episode_seconds: float = Field(600.0, gt=0.0)
+    """Until a `generate_episode` of your own has made one episode."""
     reward_seconds: float = Field(60.0, gt=0.0)
     """Until a reward function of your own has scored the completions of one prompt."""
 

@@ -109,7 +109,10 @@ def _read(params: dict[str, Any]) -> list[dict[str, Any]]:
     readers = {
         ".jsonl": pyarrow.json.read_json,
         ".json": pyarrow.json.read_json,
-        ".csv": pyarrow.csv.read_csv,
+        ".csv": functools.partial(
+            pyarrow.csv.read_csv,
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        ),
         ".parquet": functools.partial(pyarrow.parquet.read_table, use_threads=False),
     }
     if path.suffix not in readers or not path.is_file():

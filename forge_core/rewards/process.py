@@ -6,8 +6,11 @@ interpreter, can be killed, and what it crashes is not the verifier.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +20,8 @@ from typing import Any
 from forge_core.environments.base import Prompt
 
 _SHOWN_CHARACTERS = 200
-_STOP_SECONDS = 1.0
+_STOP_SECONDS = 2.0
+_CRASH_SECONDS = 0.5
 
 
 class RewardError(Exception):
@@ -58,6 +62,14 @@ class RewardProcess:
                 **{name: [value] * count for name, value in columns.items()},
             },
         }
+        reply = self._ask(request, prompt)
+        return [float(reward) for reward in reply["rewards"]]
+
+    def load(self) -> None:
+        """Start the process and import the function. Raises RewardError if that fails."""
+        self._ask({}, None)
+
+    def _ask(self, request: dict[str, Any], prompt: Prompt | None) -> dict[str, Any]:
         try:
             connection = self._connect()
             connection.send_bytes(json.dumps(request).encode())
@@ -68,13 +80,15 @@ class RewardProcess:
         except (EOFError, ConnectionError):
             code = self.stop()
             raise self._error(f"ended its process with exit code {code}", prompt) from None
-        if "rewards" not in reply:
+        if "fault" in reply:
             error = self._error(reply["fault"], prompt)
             error.add_note(reply.get("traceback", ""))
             raise error
-        return [float(reward) for reward in reply["rewards"]]
+        return reply
 
-    def _error(self, what: str, prompt: Prompt) -> RewardError:
+    def _error(self, what: str, prompt: Prompt | None) -> RewardError:
+        if prompt is None:
+            return RewardError(f"reward {self._reference!r} {what}, when it was imported")
         text = prompt.text[:_SHOWN_CHARACTERS] + (
             "…" if len(prompt.text) > _SHOWN_CHARACTERS else ""
         )
@@ -90,6 +104,8 @@ class RewardProcess:
                         str(theirs.fileno()), self._reference,
                     ],
                     stdin=subprocess.DEVNULL,
+                    # A group of its own, so that what it starts can be killed with it.
+                    start_new_session=True,
                     pass_fds=[theirs.fileno()],
                 )  # fmt: skip
             self._connection = ours
@@ -104,9 +120,11 @@ class RewardProcess:
             return None
         process, self._process = self._process, None
         try:
-            # One that crashed has ended by now, and tells how.
-            return process.wait(0.0 if process.poll() is None else _STOP_SECONDS)
+            # One that crashed ends by itself, and tells how; one that hangs does not.
+            return process.wait(_CRASH_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(_STOP_SECONDS)
-            return process.returncode

@@ -26,17 +26,20 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve until the connection is closed."""
     _die_with_parent(os.getppid())
-    with Connection(int(sys.argv[1])) as connection:
-        function: Callable[..., Any] | None = None
+    descriptor = int(sys.argv[1])
+    # What the function starts must not hold the connection open when this process is gone.
+    os.set_inheritable(descriptor, False)
+    function: Callable[..., Any] | None = None
+    # One loop for all requests: clients that a file makes once belong to the loop that they are first used in.
+    with Connection(descriptor) as connection, asyncio.Runner() as runner:
         while True:
             try:
                 request = json.loads(connection.recv_bytes())
             except EOFError:
                 return
             try:
-                if function is None:
-                    function = load_object("reward", sys.argv[2])
-                answer = _answer(function, request)
+                function = function or load_object("reward", sys.argv[2])
+                answer = _answer(function, request, runner) if request else {}
             except (Exception, SystemExit) as error:
                 fault = f"raised {type(error).__name__}: {error}"
                 answer = {"fault": fault, "traceback": traceback.format_exc()}
@@ -51,11 +54,13 @@ def _die_with_parent(parent: int) -> None:
             sys.exit(1)
 
 
-def _answer(function: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
+def _answer(
+    function: Callable[..., Any], request: dict[str, Any], runner: asyncio.Runner
+) -> dict[str, Any]:
     completions = request["completions"]
     given = function(prompts=request["prompts"], completions=completions, **request["columns"])
     if inspect.isawaitable(given):
-        given = asyncio.run(_awaited(given))
+        given = runner.run(_awaited(given))
     try:
         values = list(given)
     except TypeError:

@@ -44,6 +44,15 @@ def test_parameters_are_those_of_the_model_norms_aside(tmp_path: Path) -> None:
         assert shape.num_parameters == sum(p.numel() for p in matrices)
 
 
+def test_a_mixture_of_experts_is_no_dense_model(tmp_path: Path) -> None:
+    build_tiny_model(_config(tmp_path, "tiny").model.tiny, 0, tmp_path / "model")
+    config_file = tmp_path / "model" / "config.json"
+    document = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**document, "num_experts": 128}))
+    config = _config(tmp_path, "tiny", f"model.path={tmp_path / 'model'}")
+    assert model_shape(config, ModelDirectory.open(str(tmp_path / "model"))) is None
+
+
 @pytest.mark.parametrize(("preset", "billions"), [("gsm8k-0.6b", 0.596), ("gsm8k-8b", 8.19)])
 def test_presets_have_the_size_of_their_name(tmp_path: Path, preset: str, billions: float) -> None:
     shape = _config(tmp_path, preset).model.shape

@@ -15,7 +15,9 @@ import pytest
 from forge_core.actors.messages import AdvanceReply, LoadReply, PublishReply, StoredPart
 from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt
+from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
+from storage import facts
 from storage.ledger import GroupState, Ledger
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
@@ -79,6 +81,9 @@ def line(tmp_path: Path) -> Pipeline:
         meshes=cast(Any, type("Meshes", (), {"generators": (Mesh("generator-0"),)})),
         environment=cast(Any, Environment()),
     )
+    run.append(
+        facts.Published(policy_version=0, weights_digest="d0", parity=None, bytes=1, seconds=0.1)
+    )
     return Pipeline.of(run)
 
 
@@ -103,19 +108,19 @@ def test_draws_that_could_not_be_logged_are_asked_for_again_under_the_same_numbe
 ) -> None:
     _fail_next(line)
     with pytest.raises(OSError):
-        line.request(0, attempt=1)
-    request = line.request(0, attempt=2)
+        line.request(0)
+    request = line.request(0)
     assert [drawn.draw for drawn in request.prompts] == [0, 1, 2, 3]
     assert request.seq == 0
     assert line.run.ledger.groups.keys() == {d.group_id for d in request.prompts}
-    assert line.request(0, attempt=3) is request
+    assert line.request(0) == dataclasses.replace(request, attempt=3)
     assert line.run.ledger.num_pending == 4
 
 
 def test_an_answer_that_could_not_be_logged_is_taken_once_when_it_comes_again(
     line: Pipeline,
 ) -> None:
-    groups = [drawn.group_id for drawn in line.request(0, attempt=1).prompts]
+    groups = [drawn.group_id for drawn in line.request(0).prompts]
     reply = _reply(0, stored=_stored(*groups[:2]), too_long=(groups[2],), num_under_way=1)
     _fail_next(line)
     with pytest.raises(OSError):
@@ -135,39 +140,71 @@ def test_an_answer_that_could_not_be_logged_is_taken_once_when_it_comes_again(
 
 
 def test_facts_that_were_written_all_the_same_are_not_written_again(line: Pipeline) -> None:
-    groups = [drawn.group_id for drawn in line.request(0, attempt=1).prompts]
+    groups = [drawn.group_id for drawn in line.request(0).prompts]
     reply = _reply(0, stored=_stored(*groups[:2]), too_long=(groups[2],))
     request = line.requests[0]
     asyncio.run(line.answered(0, reply))
     line.requests[0] = request
     asyncio.run(line.answered(0, reply))
-    facts = [fact.kind for entry in read_entries(line.run.store, "r") for fact in entry.facts]
-    assert facts.count("generated") == facts.count("dropped") == 1
+    kinds = [fact.kind for entry in read_entries(line.run.store, "r") for fact in entry.facts]
+    assert kinds.count("generated") == kinds.count("dropped") == 1
     assert not line.run.ledger.problems
 
 
 def test_weights_count_as_published_once_all_have_them_and_agree(line: Pipeline) -> None:
-    ordinals = [drawn.draw for drawn in line.request(0, attempt=1).prompts]
+    ordinals = [drawn.draw for drawn in line.request(0).prompts]
     asyncio.run(line.answered(0, _reply(0)))
     for ordinal in ordinals[:2]:
         line.admission.finish(ordinal)
     assert line.admission.take(1) == (0, 1)
     line.put = PUT
-    assert line.request(0, attempt=1).manifest is MANIFEST
+    assert line.request(0).manifest is MANIFEST
     _fail_next(line)
     with pytest.raises(OSError):
         asyncio.run(line.answered(0, _reply(1, loaded=LOADED)))
     assert not line.all_serve(1)
     asyncio.run(line.answered(0, _reply(1, loaded=LOADED)))
     assert line.all_serve(1)
-    (published,) = line.run.ledger.published
+    _, published = line.run.ledger.published
     assert (published.policy_version, published.seconds) == (1, 0.75)
 
 
 def test_a_replica_that_disagrees_stops_the_run(line: Pipeline) -> None:
     line.put = PUT
     line.admission.taken = 1
-    line.request(0, attempt=1)
+    line.request(0)
     off = dataclasses.replace(LOADED, probe_logprobs=((-0.9,) * 300,))
     with pytest.raises(BoundExceeded, match="version 1"):
         asyncio.run(line.answered(0, _reply(0, loaded=off)))
+
+
+def test_an_environment_that_fails_to_draw_costs_no_draw(line: Pipeline) -> None:
+    environment = line.run.environment
+    line.run.environment = cast(Any, None)
+    with pytest.raises(AttributeError):
+        line.request(0)
+    line.run.environment = environment
+    assert [drawn.draw for drawn in line.request(0).prompts] == [0, 1, 2, 3]
+
+
+def test_prompts_that_never_fit_are_refused_instead_of_drawn_for_ever(line: Pipeline) -> None:
+    with pytest.raises(ValueError, match="leaves no room for the last"):
+        for _ in range(20):
+            request = line.request(0)
+            groups = tuple(drawn.group_id for drawn in request.prompts)
+            asyncio.run(line.answered(0, _reply(request.seq, too_long=groups)))
+
+
+def test_time_that_passes_without_news_is_told_together(line: Pipeline) -> None:
+    stretches = [Interval(kind="generate", start=float(i), end=float(i + 1)) for i in range(3)]
+    line.told_at = float("inf")
+    for stretch in stretches:
+        request = line.request(0)
+        reply = dataclasses.replace(_reply(request.seq, num_under_way=1), intervals=(stretch,))
+        asyncio.run(line.answered(0, reply))
+    assert not line.run.ledger.meshes
+    line.log()
+    assert [(i.start, i.end) for i in line.run.ledger.meshes["generator-0"]] == [(0.0, 3.0)]
+    line.intervals[0] = stretches
+    line.log()
+    assert len(line.run.ledger.meshes["generator-0"]) == 1

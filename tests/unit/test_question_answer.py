@@ -77,6 +77,15 @@ def test_results_are_compared_not_ways(
     assert environment.score(prompt, prompt.target) == (1.0 if answer != "####" else 0.0)
 
 
+def test_a_large_csv_may_have_answers_of_several_lines(tmp_path: Path) -> None:
+    answers = [f"First.\nThen.\n#### {i}" * 20 for i in range(5000)]
+    table = pa.table({"question": [f"{i}?" for i in range(5000)], "answer": answers})
+    pyarrow.csv.write_csv(table, str(tmp_path / "large.csv"))
+    assert (tmp_path / "large.csv").stat().st_size > 2 * 2**20
+    prompt = _environment(tmp_path / "large.csv").train_prompt(0)
+    assert prompt.answer == answers[prompt.index]
+
+
 def test_other_files_and_columns(tmp_path: Path) -> None:
     table = pa.table({"q": [f"{i}+1" for i in range(40)], "a": [i + 1 for i in range(40)]})
     pyarrow.csv.write_csv(table, str(tmp_path / "t.csv"))

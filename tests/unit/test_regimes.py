@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from flows.regimes import plan_rounds
+from flows.regimes import REGIMES, plan_rounds
 from forge_core.config import RunConfig
 from forge_core.settings import load_config
 from tasks.together import together
@@ -83,6 +85,12 @@ def test_a_round_is_sampled_with_the_weights_before_the_round_that_trains_meanwh
     for steps, size in ((9, 1), (8, 2), (11, 4)):
         ages = [s - 1 - r.policy_version for r in plan_rounds(steps, size) for s in r.steps]
         assert max(ages) == 2 * size - 1
+
+
+def test_no_steps_are_no_rounds_and_no_segments():
+    run = cast(Any, SimpleNamespace(config=RunConfig(steps=0)))
+    for regime in REGIMES.values():
+        asyncio.run(regime(run))
 
 
 def test_the_first_failure_ends_the_others_and_is_raised_itself():

@@ -51,6 +51,23 @@ def crashes(prompts, completions, **columns):
 def exits(prompts, completions, **columns):
     sys.exit(4)
 
+def starts_something(prompts, completions, **columns):
+    import subprocess
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(300)", __file__])
+
+lock = None
+
+async def keeps_a_lock(prompts, completions, **columns):
+    # As a client does, which belongs to the event loop that it was first used in.
+    import asyncio
+    global lock
+    lock = lock or asyncio.Lock()
+    async def holds():
+        async with lock:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(holds(), holds())
+    return [1.0] * len(completions)
+
 def wants_more(prompts, completions, secret):
     return [1.0, 1.0]
 """
@@ -100,6 +117,28 @@ def test_one_error_names_the_function_and_the_prompt(file: Path, name: str, word
     assert len(message.splitlines()) == 1
     started = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in started if f"{file}:{name}" in command]
+
+
+def test_what_a_function_started_ends_with_it(file: Path) -> None:
+    with pytest.raises(RewardError, match="no answer within 3 s"):
+        _reward(file, "starts_something", seconds=3)
+    started = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in started if str(file) in command]
+
+
+def test_one_event_loop_serves_all_requests(file: Path) -> None:
+    with RewardProcess(f"{file}:keeps_a_lock", timeout_seconds=20) as reward:
+        for _ in range(2):
+            assert reward(PROMPT, ["a", "b"], [[1], [2]]) == [1.0, 1.0]
+
+
+def test_a_function_is_imported_before_it_is_needed(file: Path) -> None:
+    with RewardProcess(f"{file}:lengths", timeout_seconds=20) as reward:
+        reward.load()
+    file.write_text("import no_such_module\n")
+    with RewardProcess(f"{file}:lengths", timeout_seconds=20) as reward:
+        with pytest.raises(RewardError, match=r"no_such_module.*when it was imported"):
+            reward.load()
 
 
 def test_a_hanging_function_dies_with_the_process_that_asks(file: Path) -> None:

@@ -88,14 +88,18 @@ def test_turns_make_one_sequence_of_which_the_policy_wrote_a_part() -> None:
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [("raise KeyError('tool')", "raised KeyError: 'tool'"), ("return 'abc'", "returned str where")],
+    [
+        ("raise KeyError('tool')", "raised KeyError: 'tool'"),
+        ("return 'abc'", "returned str where"),
+        ("import asyncio; await asyncio.sleep(9)", r"gave no episode within 0\.2 s"),
+    ],
 )
 def test_an_own_function_that_fails_is_named_with_the_prompt(
     tmp_path: Path, body: str, words: str
 ) -> None:
     file = tmp_path / "own.py"
     file.write_text(f"async def talk(policy, prompt_text, *, seed):\n    {body}\n")
-    generate = custom_generate_episode(f"{file}:talk")
+    generate = custom_generate_episode(f"{file}:talk", timeout_seconds=0.2)
     with pytest.raises(EpisodeError, match=words) as caught:
         asyncio.run(cast(Any, generate(Shouting(), "abc", seed=1)))
     assert f"{file}:talk" in str(caught.value) and "'abc'" in str(caught.value)

@@ -48,6 +48,19 @@ def test_a_function_is_found_again_by_its_reference() -> None:
             reference_to("reward", hidden)
 
 
+def test_what_stands_beside_a_file_is_found(tmp_path: Path) -> None:
+    """In a script's folder, and in a package, by relative imports as well."""
+    (tmp_path / "beside_it.py").write_text("VALUE = 3\n")
+    (tmp_path / "script.py").write_text("from beside_it import VALUE\ndef f(): return VALUE\n")
+    assert load_object("reward", f"{tmp_path / 'script.py'}:f")() == 3
+    package = tmp_path / "own_package_of_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "numbers.py").write_text("VALUE = 4\n")
+    (package / "rewards.py").write_text("from .numbers import VALUE\ndef f(): return VALUE\n")
+    assert load_object("reward", f"{package / 'rewards.py'}:f")() == 4
+
+
 def test_the_python_call_refuses_before_anything_starts(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     with pytest.raises(ValueError, match=r"loss 'nowhere.py:f' does not resolve"):
