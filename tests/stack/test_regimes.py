@@ -23,12 +23,17 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def started(start_run: Start) -> dict[str, Callable[[], Finished]]:
-    """Both at the same time. The async one has two replicas, and every one of its stages fails once."""
+    """Both at the same time. The async one has two replicas, and every one of its stages fails once.
+
+    Its responses are long, a few sequences at once: generation is what the trainer waits for, so that every swap finds
+    requests under way, however the machine is loaded.
+    """
     faulty = [sys.executable, str(Path(__file__).parent / "faulty_run.py")]
     return {
         "async": start_run(
             "async", *SMALL, "--regime", "async", "--set", "steps=7", "--set", "segment_steps=3",
             "--set", "generators.replicas=2", "--set", "generators.max_sequences=64",
+            "--set", "sampling.max_tokens=64",
             program=faulty,
         ),
         "hybrid": start_run(
