@@ -25,15 +25,16 @@ SMALL = (
 def started(start_run: Start) -> dict[str, Callable[[], Finished]]:
     """Both at the same time. The async one has two replicas, and every one of its stages fails once.
 
-    Its responses are long, a few sequences at once: generation is what the trainer waits for, so that every swap finds
+    Its responses are long, one group at once: generation is what the trainer waits for, so that every swap finds
     requests under way, however the machine is loaded.
     """
     faulty = [sys.executable, str(Path(__file__).parent / "faulty_run.py")]
     return {
         "async": start_run(
             "async", *SMALL, "--regime", "async", "--set", "steps=7", "--set", "segment_steps=3",
-            "--set", "generators.replicas=2", "--set", "generators.max_sequences=64",
-            "--set", "sampling.max_tokens=64",
+            "--set", "generators.replicas=2", "--set", "generators.max_sequences=8",
+            "--set", "sampling.max_tokens=64", "--set", "groups_per_step=16",
+            "--set", "algorithm.minibatches=1",
             program=faulty,
         ),
         "hybrid": start_run(
@@ -74,7 +75,7 @@ def test_generating_and_training_overlap(
 
 
 def test_async_loses_no_draw_and_exceeds_no_age(async_run: Finished) -> None:
-    _is_whole(async_run, num_groups=7 * 32)
+    _is_whole(async_run, num_groups=7 * 16)
     assert 1 <= async_run.summary["age"]["max"] <= async_run.summary["config"]["max_policy_age"]
     assert async_run.summary["bitwise"] is False
 
