@@ -125,9 +125,13 @@ def wait_for_server(workdir: Path) -> None:
 
 def take_empty_database(path: Path) -> None:
     """Begin with the tables that a server of this version made before: its migrations take several seconds of CPU."""
-    with contextlib.suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_kept_database(), path)
+    except OSError:
+        # None kept yet, or no room: the server makes its own, and must not find half of one.
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def keep_empty_database(path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from forge_core.timeline import Interval, merged
 from storage import layout, log
-from storage.facts import Evaluated, Interval
+from storage.facts import Evaluated
 from storage.ledger import Ledger
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.parts import read_part
@@ -15,7 +16,6 @@ from storage.runs import read_config
 from storage.summary import summarize
 
 _SAMPLES = 8
-_TOUCHING_SECONDS = 1e-3
 
 Series = tuple[list[int], list[float]]
 """Steps and values."""
@@ -89,26 +89,15 @@ class RunData:
             self.ledger.incarnations[0].controller.claimed_at if self.ledger.incarnations else 0.0
         )
         return {
-            mesh: list(_merged(sorted(intervals, key=lambda each: each.start), first))
+            mesh: merged(
+                Interval(kind=each.kind, start=each.start - first, end=each.end - first)
+                for each in sorted(intervals, key=lambda each: each.start)
+            )
             for mesh, intervals in sorted(self.ledger.meshes.items())
         }
 
     def _steps(self) -> Iterator[Any]:
         return (self.ledger.steps[number] for number in sorted(self.ledger.steps))
-
-
-def _merged(intervals: list[Interval], first: float) -> Iterator[Interval]:
-    held: Interval | None = None
-    for each in intervals:
-        moved = Interval(kind=each.kind, start=each.start - first, end=each.end - first)
-        if held and held.kind == moved.kind and moved.start - held.end < _TOUCHING_SECONDS:
-            held = Interval(kind=held.kind, start=held.start, end=moved.end)
-            continue
-        if held:
-            yield held
-        held = moved
-    if held:
-        yield held
 
 
 def read_run(store: ObjectStore, run_id: str) -> RunData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 import urllib.request
@@ -37,6 +38,17 @@ class Finished:
 def command(*arguments: str) -> list[str]:
     """The console script, from this interpreter's environment."""
     return [str(Path(sys.executable).parent / "forgeflow"), *arguments]
+
+
+def assert_verified(run_id: str, store: Path) -> None:
+    """`forgeflow verify` finds nothing wrong with the run."""
+    result = subprocess.run(
+        command("verify", run_id, "--store", str(store)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout
 
 
 Start = Callable[..., "Callable[[], Finished]"]

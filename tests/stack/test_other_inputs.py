@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 
-from harness import Finished, command, task_runs
+from harness import Finished, assert_verified, task_runs
 
 
 def test_another_architecture_with_its_own_tokenizer(faulty_llama: Finished) -> None:
@@ -35,13 +34,7 @@ def test_stages_that_fail_once_are_retried(faulty_llama: Finished, prefect_serve
 
 
 def test_verify_finds_it_in_order(faulty_llama: Finished) -> None:
-    result = subprocess.run(
-        command("verify", faulty_llama.run_id, "--store", str(faulty_llama.store)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stdout
+    assert_verified(faulty_llama.run_id, faulty_llama.store)
 
 
 def _draws(run: Finished) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from harness import command
+from harness import assert_verified, command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = [
@@ -156,13 +156,7 @@ def test_a_reward_scores_a_loss_trains_and_episodes_take_turns(finished: Finish)
 @pytest.mark.parametrize("name", ["loop", "parts"])
 def test_verify_finds_it_in_order(finished: Finish, name: str) -> None:
     run = finished(name)
-    verified = subprocess.run(
-        command("verify", run.run().name, "--store", str(run.store)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert verified.returncode == 0, verified.stdout
+    assert_verified(run.run().name, run.store)
 
 
 def test_a_reward_that_gives_no_number_is_one_sentence_and_no_reward(finished: Finish) -> None:

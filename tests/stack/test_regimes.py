@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from harness import Finished, Start, command, task_runs
+from harness import Finished, Start, assert_verified, task_runs
 
 SMALL = (
     "--preset", "tiny", "--set", "warm_start.steps=3", "--set", "evaluation.num_prompts=20",
@@ -133,13 +132,7 @@ def _is_whole(run: Finished, num_groups: int) -> None:
     assert groups["dropped"].keys() <= {"no_signal"}
     assert groups["admitted"] == num_groups
     assert groups["trained"] + sum(groups["dropped"].values()) == num_groups
-    verified = subprocess.run(
-        command("verify", run.run_id, "--store", str(run.store)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert verified.returncode == 0, verified.stdout
+    assert_verified(run.run_id, run.store)
 
 
 def _episodes(run: Finished) -> list[dict[str, Any]]:
