@@ -10,6 +10,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from storage.records import FileRef, PartRef, Record
 
+SCHEMA_VERSION: Literal[2] = 2
+"""Version of entries that are written."""
+
 IntervalKind = Literal[
     "startup",
     "warm_start",
@@ -49,6 +52,30 @@ class Started(Record):
     """Code of the user's."""
 
 
+class Forked(Record):
+    """The run goes on from a checkpoint of another run instead of a warm start; its steps are counted on from there."""
+
+    kind: Literal["forked"] = "forked"
+    parent_run_id: str
+    """The other run."""
+    step: NonNegativeInt
+    """Step of the other run after which this one goes on."""
+    checkpoint: str
+    """Folder of that checkpoint."""
+    weights_digest: str
+    """Digest of the weights in it."""
+
+
+class Restored(Record):
+    """A new incarnation's trainer has loaded a checkpoint; steps after it are trained again before anything new."""
+
+    kind: Literal["restored"] = "restored"
+    step: NonNegativeInt
+    """Step of the checkpoint."""
+    weights_digest: str
+    """Digest of the weights that were loaded."""
+
+
 class Draw(Record):
     """One prompt drawn from an environment; its samples will be one group."""
 
@@ -72,6 +99,25 @@ class Admitted(Record):
     """Round of generation."""
     draws: tuple[Draw, ...]
     """The draws, in order."""
+
+
+class Replayed(Record):
+    """Groups of another run that were let into this one, with their episodes as that run committed them.
+
+    They keep their ids. They have no age: their tokens' versions are the other run's.
+    """
+
+    kind: Literal["replayed"] = "replayed"
+    run_id: str
+    """The other run."""
+    commit: str
+    """Key in the store of the commit record that holds them."""
+    draws: tuple[Draw, ...]
+    """The groups, by the draws that the other run admitted, in order."""
+    group_size: PositiveInt
+    """Episodes of each group."""
+    score_set: str
+    """Which scores count: 'run' are those of the other run's own verifiers, others are annotations by their name."""
 
 
 class Generated(Record):
@@ -156,10 +202,10 @@ class Step(Record):
     """Version of the weights after the step; equal to `step`."""
     optimizer_updates: NonNegativeInt
     """Number of optimizer updates in this step."""
-    age_max: int
-    """Largest age of a group, in versions."""
-    age_mean: float
-    """Mean age over the step's groups, in versions."""
+    age_max: int | None
+    """Largest age of a group, in versions; None if its groups are of other runs."""
+    age_mean: float | None
+    """Mean age over the step's groups, in versions; None if they are of other runs."""
     metrics: dict[str, float]
     """Further measurements by name."""
     checkpoint: str | None
@@ -254,6 +300,14 @@ class Checkpoint(Record):
     """Everything in the folder."""
 
 
+class Pruned(Record):
+    """Checkpoints that the run needs no more; their files may be gone from now on."""
+
+    kind: Literal["pruned"] = "pruned"
+    steps: tuple[NonNegativeInt, ...]
+    """Steps of the checkpoints."""
+
+
 class Retry(Record):
     """An attempt that was lost and is made again."""
 
@@ -311,7 +365,10 @@ class End(Record):
 
 Fact = (
     Started
+    | Forked
+    | Restored
     | Admitted
+    | Replayed
     | Generated
     | Committed
     | Dropped
@@ -322,6 +379,7 @@ Fact = (
     | WarmStarted
     | Evaluated
     | Checkpoint
+    | Pruned
     | Retry
     | Intervals
     | End
@@ -332,8 +390,8 @@ Fact = (
 class Entry(Record):
     """Facts that were written at once, and where in the log they stand."""
 
-    schema_version: Literal[1] = 1
-    """Version of the form of entry and facts."""
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    """Version of the form of entry and facts; 1 knew neither forks, replays nor resumed runs."""
     incarnation: NonNegativeInt
     """Incarnation that wrote it."""
     seq: NonNegativeInt

@@ -2,6 +2,7 @@
 
     admitted ──▶ generated ──▶ committed ──▶ trained
         └────────────┴─────────────┴───────▶ dropped
+                replayed ──────▶ committed
 
 A group moves to the right only. The fold raises nothing: where a fact cannot be true after the
 facts before it, it is taken as it is and a `Problem` is kept.
@@ -32,6 +33,9 @@ class GroupState(StrEnum):
         return self in (GroupState.TRAINED, GroupState.DROPPED)
 
 
+_ORDER = {state: position for position, state in enumerate(GroupState)}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that cannot be true of a sound run."""
@@ -60,6 +64,10 @@ class Group:
     """Steps that trained on it, in order; a retraining of the same step counts once."""
     reason: str | None = None
     """Why it was dropped."""
+    dropped_at: int | None = None
+    """Step for which it was considered when it was dropped, if any."""
+    run_id: str | None = None
+    """Run that generated it, where that is another one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +91,16 @@ class Ledger:
     """Steps whose retraining gave other weights."""
     batches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Groups that were batched, by step."""
+    advantages: dict[int, dict[str, float] | None] = field(default_factory=dict)
+    """Advantages that a loop of the user's gave to the episodes of a batch, by step."""
+    base_step: int = 0
+    """Step after which the run began; above 0 only in a fork."""
+    forked: facts.Forked | None = None
+    """Where the run came from, if it is a fork."""
+    restored: list[facts.Restored] = field(default_factory=list)
+    """Checkpoints that incarnations went on from, in order."""
+    last_round: int = -1
+    """Largest number of a round of generation."""
     weights: dict[int, str] = field(default_factory=dict)
     """Digest of the weights by policy version."""
     last_at: dict[int, float] = field(default_factory=dict)
@@ -91,6 +109,10 @@ class Ledger:
     """All of them, in order."""
     committed: list[facts.Committed] = field(default_factory=list)
     """All of them, in order."""
+    commits: dict[str, facts.Committed] = field(default_factory=dict)
+    """The same by the key of their commit record."""
+    replayed: list[facts.Replayed] = field(default_factory=list)
+    """All of them, in order."""
     trained: list[facts.Step] = field(default_factory=list)
     """Every training of a step in order, retrainings among them."""
     published: list[facts.Published] = field(default_factory=list)
@@ -98,7 +120,9 @@ class Ledger:
     evaluated: dict[str, facts.Evaluated] = field(default_factory=dict)
     """By name, as last evaluated."""
     checkpoints: dict[int, facts.Checkpoint] = field(default_factory=dict)
-    """By step, as last written."""
+    """By step, as last written; pruned ones among them."""
+    pruned: set[int] = field(default_factory=set)
+    """Steps whose checkpoints may be gone."""
     diverged: list[facts.Diverged] = field(default_factory=list)
     """All of them, in order."""
     retries: list[facts.Retry] = field(default_factory=list)
@@ -178,10 +202,18 @@ class Ledger:
                 self.sources.extend(fact.sources)
                 for mesh in fact.meshes:
                     self.meshes.setdefault(mesh, [])
+            case facts.Forked():
+                self._fork(fact)
+            case facts.Restored():
+                self._restore(fact)
             case facts.Admitted():
+                self.last_round = max(self.last_round, fact.round)
                 for draw in fact.draws:
                     self._admit(draw)
+            case facts.Replayed():
+                self._replay(fact)
             case facts.Generated():
+                self.last_round = max(self.last_round, fact.round)
                 self.generated.append(fact)
                 for group_id in fact.group_ids:
                     self._reach(group_id, GroupState.GENERATED)
@@ -189,9 +221,10 @@ class Ledger:
                 self._commit(fact)
             case facts.Dropped():
                 for group_id in fact.group_ids:
-                    self._drop(group_id, fact.reason)
+                    self._drop(group_id, fact)
             case facts.Batched():
                 self.batches[fact.step] = fact.group_ids
+                self.advantages[fact.step] = fact.advantages
             case facts.Step():
                 self._step(fact)
             case facts.Diverged():
@@ -205,7 +238,10 @@ class Ledger:
                 self.evaluated[fact.name] = fact
             case facts.Checkpoint():
                 self.checkpoints[fact.step] = fact
+                self.pruned.discard(fact.step)
                 self._see_weights(fact.step, fact.weights_digest, "in the checkpoint")
+            case facts.Pruned():
+                self.pruned.update(fact.steps)
             case facts.Retry():
                 self.retries.append(fact)
             case facts.Intervals():
@@ -213,16 +249,45 @@ class Ledger:
             case facts.End():
                 self.end = fact
 
-    def _admit(self, draw: facts.Draw) -> None:
+    def _fork(self, fact: facts.Forked) -> None:
+        if self.forked not in (None, fact) or self.steps:
+            self._object("forked", fact.parent_run_id, "the run was forked after it had begun")
+            return
+        self.forked = fact
+        self.base_step = self.current_step = fact.step
+        self.weights[fact.step] = fact.weights_digest
+
+    def _restore(self, fact: facts.Restored) -> None:
+        self.restored.append(fact)
+        written = self.checkpoints.get(fact.step)
+        name = f"step {fact.step}"
+        if written is None:
+            self._object("restored", name, f"{name} was restored, and no checkpoint of it is known")
+        elif written.weights_digest != fact.weights_digest:
+            sentence = f"the weights restored of {name} are not those of its checkpoint"
+            self._object("restored", name, sentence)
+        self.current_step = fact.step
+
+    def _replay(self, fact: facts.Replayed) -> None:
+        self.replayed.append(fact)
+        for draw in fact.draws:
+            group = self._admit(draw)
+            group.run_id = fact.run_id
+            group.commit = fact.commit
+            group.num_episodes = fact.group_size
+            self._reach(draw.group_id, GroupState.COMMITTED)
+
+    def _admit(self, draw: facts.Draw) -> Group:
         group = self.groups.setdefault(draw.group_id, Group())
         if group.draw is not None:
             self._object(
                 "admitted_twice", draw.group_id, f"group {draw.group_id} was admitted twice"
             )
-            return
+            return group
         group.draw = draw
         self.num_pending += 1
         self.peak_pending = max(self.peak_pending, self.num_pending)
+        return group
 
     def _reach(self, group_id: str, state: GroupState) -> Group:
         """Move a group to a later state; a group that is there or beyond stays where it is."""
@@ -233,12 +298,12 @@ class Ledger:
             )
         elif state.is_terminal() and not group.state.is_terminal():
             self.num_pending -= 1
-        order = list(GroupState)
-        group.state = max(group.state, state, key=order.index)
+        group.state = max(group.state, state, key=_ORDER.__getitem__)
         return group
 
     def _commit(self, fact: facts.Committed) -> None:
         self.committed.append(fact)
+        self.commits[fact.commit] = fact
         for group_id in fact.group_ids:
             group = self._reach(group_id, GroupState.COMMITTED)
             if group.commit not in (None, fact.commit):
@@ -247,8 +312,10 @@ class Ledger:
             group.commit = fact.commit
             group.num_episodes = fact.episodes // len(fact.group_ids)
 
-    def _drop(self, group_id: str, reason: str) -> None:
+    def _drop(self, group_id: str, fact: facts.Dropped) -> None:
+        reason = fact.reason
         group = self._reach(group_id, GroupState.DROPPED)
+        group.dropped_at = fact.step
         if group.steps:
             sentence = (
                 f"group {group_id} was dropped as {reason} and trained on at step {group.steps[0]}"

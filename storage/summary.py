@@ -47,6 +47,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
     return {
         "run_id": run_id,
         "parent_run_id": config.get("parent_run_id"),
+        "lineage": _lineage(ledger),
         "regime": config.get("regime"),
         "status": ledger.status,
         "started_at": _iso(first.claimed_at) if first else None,
@@ -59,7 +60,9 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "versions": newest.versions if newest else {},
         "git_commit": newest.git_commit if newest else None,
         "bitwise": _is_bitwise(config, ledger),
-        "steps": max(ledger.steps, default=0),
+        "incarnations": len(ledger.incarnations),
+        "retrained_steps": len(ledger.trained) - len(ledger.steps),
+        "steps": max(ledger.steps, default=ledger.base_step),
         "policy_version": ledger.current_step,
         "optimizer_updates": sum(step.optimizer_updates for step in ledger.steps.values()),
         "eval": _evaluations(ledger),
@@ -100,6 +103,21 @@ def _is_bitwise(config: dict[str, Any], ledger: Ledger) -> bool:
     )
 
 
+def _lineage(ledger: Ledger) -> dict[str, Any]:
+    """What the run was made from: the checkpoint that it goes on from, and groups of other runs by score set."""
+    forked = ledger.forked
+    replayed: dict[str, dict[str, int]] = {}
+    for fact in ledger.replayed:
+        sets = replayed.setdefault(fact.run_id, {})
+        sets[fact.score_set] = sets.get(fact.score_set, 0) + len(fact.draws)
+    return {
+        "checkpoint": None
+        if forked is None
+        else {"run_id": forked.parent_run_id, "step": forked.step, "key": forked.checkpoint},
+        "replayed_groups": replayed,
+    }
+
+
 def _evaluations(ledger: Ledger) -> dict[str, float | int | None]:
     initial, final = ledger.evaluated.get("initial"), ledger.evaluated.get("final")
     newest = next(reversed(ledger.evaluated.values()), None)
@@ -114,12 +132,16 @@ def _evaluations(ledger: Ledger) -> dict[str, float | int | None]:
 
 def _ages(ledger: Ledger) -> dict[str, float | int | None]:
     """Largest age, and mean age of the groups of all steps that stand."""
-    steps = ledger.steps.values()
-    num_groups = sum(len(step.group_ids) for step in steps)
+    ages = [
+        (step.age_max, step.age_mean, len(step.group_ids))
+        for step in ledger.steps.values()
+        if step.age_max is not None and step.age_mean is not None
+    ]
+    num_groups = sum(count for *_, count in ages)
     if not num_groups:
         return {"max": None, "mean": None}
-    total = math.fsum(step.age_mean * len(step.group_ids) for step in steps)
-    return {"max": max(step.age_max for step in steps), "mean": total / num_groups}
+    total = math.fsum(mean * count for _, mean, count in ages)
+    return {"max": max(largest for largest, *_ in ages), "mean": total / num_groups}
 
 
 def _parity(ledger: Ledger) -> dict[str, float | None]:

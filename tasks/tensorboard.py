@@ -32,7 +32,8 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
     def __call__(self, fact: facts.Fact) -> None:
         """Write what a fact measures."""
         if isinstance(fact, facts.Step):
-            self._write(fact.step, {**fact.metrics, "age/max": float(fact.age_max)})
+            ages = {} if fact.age_max is None else {"age/max": float(fact.age_max)}
+            self._write(fact.step, {**fact.metrics, **ages})
         elif isinstance(fact, facts.Evaluated):
             values = {"eval/sampled": fact.sampled, "eval/greedy": fact.greedy}
             self._write(fact.policy_version, values)

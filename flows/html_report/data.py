@@ -58,11 +58,15 @@ class RunData:
 
     def ages(self) -> dict[str, Series]:
         """Largest and mean age of each step's groups, in versions."""
-        steps = list(self._steps())
-        numbers = [step.step for step in steps]
+        ages = [
+            (step.step, step.age_max, step.age_mean)
+            for step in self._steps()
+            if step.age_max is not None and step.age_mean is not None
+        ]
+        numbers = [number for number, *_ in ages]
         return {
-            "age/max": (numbers, [float(step.age_max) for step in steps]),
-            "age/mean": (numbers, [step.age_mean for step in steps]),
+            "age/max": (numbers, [float(largest) for _, largest, _ in ages]),
+            "age/mean": (numbers, [mean for *_, mean in ages]),
         }
 
     def parity(self) -> dict[str, Series]:

@@ -18,6 +18,7 @@ from forge_core.config.learning import (
     ParityConfig,
     WarmStartConfig,
 )
+from forge_core.config.lineage import ReplayConfig
 from forge_core.config.machinery import (
     CheckpointConfig,
     GeneratorsConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "OptimizerConfig",
     "ParityConfig",
     "ProfileConfig",
+    "ReplayConfig",
     "RetryConfig",
     "RunConfig",
     "SamplingConfig",
@@ -86,6 +88,12 @@ class RunConfig(Section):
     """A loss of your own in GRPO's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per token."""
     generate_episode: str | None = None
     """A function of your own that makes an episode: `async (policy, prompt_text, *, seed) -> Episode`."""
+    parent_run_id: str | None = None
+    """Run from one of whose checkpoints this one goes on, in the same store; given by `--from RUN@STEP`."""
+    parent_step: int | None = Field(None, ge=0)
+    """Step of that checkpoint. This run's steps are counted on from it, up to `steps`."""
+    replay: ReplayConfig | None = None
+    """Episodes of past runs to train on instead of generating; given by `forgeflow replay`."""
     gpu_memory_gib: float | None = Field(None, gt=0.0)
     """Memory of a GPU, in GiB, that estimates are held against; none: what this machine's GPUs have."""
     model: ModelConfig = ModelConfig()
@@ -119,6 +127,11 @@ class RunConfig(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     """Ending."""
 
+    @property
+    def first_step(self) -> int:
+        """The first step that the run trains, from 1."""
+        return (self.parent_step or 0) + 1
+
     def user_code(self) -> dict[str, str]:
         """References to code of the user's, by the field that names them."""
         named = {
@@ -146,6 +159,20 @@ class RunConfig(Section):
             steps_per_round=self.steps_per_round,
             groups_per_step=self.groups_per_step,
         )
+        return self
+
+    @model_validator(mode="after")
+    def _has_whole_lineage(self) -> RunConfig:
+        if (self.parent_run_id is None) != (self.parent_step is None):
+            raise ValueError(
+                f"parent_run_id {self.parent_run_id!r} and parent_step {self.parent_step} belong together: give "
+                "--from RUN@STEP, which sets both"
+            )
+        if self.parent_step is not None and self.replay is None and self.steps < self.parent_step:
+            raise ValueError(
+                f"steps {self.steps} are counted from the parent's step 0 and end before its step "
+                f"{self.parent_step}: set steps to {self.parent_step} or more"
+            )
         return self
 
     @model_validator(mode="after")

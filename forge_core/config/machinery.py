@@ -46,6 +46,12 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only the first and the last."""
     every_seconds: float = Field(300.0, gt=0.0)
     """Seconds after which a checkpoint is written whatever the step."""
+    keep_last: int = Field(3, ge=0)
+    """Newest checkpoints that are kept, beside the first and the last step's; 0: all of them."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of steps that are a multiple of this are kept as well; 0: none for that reason."""
+    keep_best: bool = False
+    """Also keep the one whose steps since the checkpoint before it had the highest mean reward."""
 
 
 class RetryConfig(Section):

@@ -208,6 +208,9 @@ SUMMARY: dict[str, Any] = {
         "greedy_final": 1.0,
         "num_prompts": 64,
     },
+    "lineage": {"checkpoint": None, "replayed_groups": {}},
+    "incarnations": 2,
+    "retrained_steps": 1,
     "groups": {
         "admitted": 9,
         "trained": 4,

@@ -52,7 +52,7 @@ def test_an_entry_has_one_encoding() -> None:
     entry = Entry(incarnation=0, seq=3, at=1, facts=(End(status="finished", reason=None),))
     assert entry.to_bytes() == (
         b'{"at":1.0,"facts":[{"kind":"end","reason":null,"status":"finished"}],'
-        b'"incarnation":0,"schema_version":1,"seq":3}'
+        b'"incarnation":0,"schema_version":2,"seq":3}'
     )
 
 
