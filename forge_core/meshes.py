@@ -14,17 +14,16 @@ Processes are children of the controller and die with it, also when it is killed
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from forge_core.config import RunConfig
+from forge_core.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +60,21 @@ _PROCESS_ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
-_KILL_TIMEOUT_SECONDS = 2.0
 _FORGET_TIMEOUT_SECONDS = 1.0
 
 
-def mesh_names(config: RunConfig) -> tuple[str, ...]:
+Role = Literal["generators", "trainer", "verifier", "weights"]
+"""What meshes are for."""
+
+ALL_ROLES: frozenset[Role] = frozenset({"generators", "trainer", "verifier", "weights"})
+"""Those of a run that generates and trains."""
+
+
+def mesh_names(config: RunConfig, roles: frozenset[Role] = ALL_ROLES) -> tuple[str, ...]:
     """Names of the meshes that log intervals."""
-    return (*(f"generator-{i}" for i in range(config.generators.replicas)), "trainer", "verifier")
+    replicas = config.generators.replicas if "generators" in roles else 0
+    others = (name for name in ("trainer", "verifier") if name in roles)
+    return (*(f"generator-{i}" for i in range(replicas)), *others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +150,36 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meshes:
-    """All meshes of a run."""
+    """The meshes of a run. Asking for one that was not opened raises RuntimeError."""
 
     generators: tuple[Mesh, ...]
-    """One per replica."""
-    trainer: Mesh
-    """All ranks."""
-    verifier: Mesh
-    """The verifier."""
+    """One per replica; none where the run does not generate."""
+    opened_trainer: Mesh | None
+    """All ranks, if there are any."""
+    opened_verifier: Mesh | None
+    """The verifier, if there is one."""
+
+    @property
+    def trainer(self) -> Mesh:
+        """All ranks of the trainer."""
+        return _opened("trainer", self.opened_trainer)
+
+    @property
+    def verifier(self) -> Mesh:
+        """The verifier."""
+        return _opened("verifier", self.opened_verifier)
+
+    @property
+    def all(self) -> tuple[Mesh, ...]:
+        """Every mesh that logs intervals."""
+        others = (self.opened_trainer, self.opened_verifier)
+        return (*self.generators, *(mesh for mesh in others if mesh is not None))
+
+
+def _opened(name: str, mesh: Mesh | None) -> Mesh:
+    if mesh is None:
+        raise RuntimeError(f"this run has no {name}")
+    return mesh
 
 
 def preload() -> None:
@@ -163,9 +192,13 @@ def preload() -> None:
 
 @asynccontextmanager
 async def open_meshes(
-    config: RunConfig, store_uri: str, workdir: Path, started_at: float
+    config: RunConfig,
+    store_uri: str,
+    workdir: Path,
+    started_at: float,
+    roles: frozenset[Role] = ALL_ROLES,
 ) -> AsyncIterator[Meshes]:
-    """Spawn every mesh and its actors; stop them within the config's grace on leaving, whatever happened.
+    """Spawn the meshes of some roles and their actors; stop them within the config's grace on leaving, come what may.
 
     `workdir` is a local folder for rendezvous files; who gave it removes it. The meshes' clocks begin at `started_at`
     (Unix seconds), so that what precedes their first work counts as their startup. Monarch and torch are imported
@@ -174,55 +207,76 @@ async def open_meshes(
     preload()
     import monarch.actor
 
-    from forge_core.actors.generator import Generator
-    from forge_core.actors.trainer import Trainer
-    from forge_core.actors.verifier import Verifier
     from forge_core.weights import store as weight_store
 
     # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
     monarch.actor.unhandled_fault_hook = _log_fault
-    placement = place(config)
     startup = config.timeouts.startup_seconds
-    owned = _Processes(config.shutdown.grace_seconds, startup)
+    owned = Processes(config.shutdown.grace_seconds, startup)
     has_store = False
     try:
-
-        async def spawn(
-            name: str, actor: Any, *args: Any, environment: Any, procs: int = 1
-        ) -> Mesh:
-            processes = await owned.start(name, procs, environment)
-            return Mesh(name, processes.spawn(name, actor, *args, started_at))
-
-        base = (config, store_uri)
-        generators, trainer, verifier = await asyncio.gather(
-            asyncio.gather(
-                *(
-                    spawn(
-                        f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus)
-                    )
-                    for i, gpus in enumerate(placement.generators)
-                )
-            ),
-            spawn(
-                "trainer",
-                Trainer,
-                *base,
-                str(workdir / "trainer-rendezvous"),
-                environment=_trainer(config, placement.trainer),
-                procs=config.trainer.ranks,
-            ),
-            spawn("verifier", Verifier, *base, environment=_cpu(1)),
-        )
-        volume = await owned.start("weights", 1, _cpu(1))
-        has_store = True
-        await weight_store.start(volume, timeout_seconds=startup)
-        yield Meshes(generators=tuple(generators), trainer=trainer, verifier=verifier)
+        meshes = await _spawn(owned, config, store_uri, workdir, started_at, roles)
+        if "weights" in roles:
+            volume = await owned.start("weights", 1, _cpu(1))
+            has_store = True
+            await weight_store.start(volume, timeout_seconds=startup)
+        yield meshes
     finally:
         try:
             if has_store:
                 await weight_store.forget(timeout_seconds=_FORGET_TIMEOUT_SECONDS)
         finally:
             await owned.stop()
+
+
+async def _spawn(
+    owned: Processes,
+    config: RunConfig,
+    store_uri: str,
+    workdir: Path,
+    started_at: float,
+    roles: frozenset[Role],
+) -> Meshes:
+    """All processes and their actors, at the same time."""
+    from forge_core.actors.generator import Generator
+    from forge_core.actors.trainer import Trainer
+    from forge_core.actors.verifier import Verifier
+
+    placement = place(config)
+    base = (config, store_uri)
+
+    async def spawn(name: str, actor: Any, *args: Any, environment: Any, procs: int = 1) -> Mesh:
+        processes = await owned.start(name, procs, environment)
+        return Mesh(name, processes.spawn(name, actor, *args, started_at))
+
+    async def generators() -> list[Mesh]:
+        return await asyncio.gather(
+            *(
+                spawn(f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus))
+                for i, gpus in enumerate(placement.generators)
+                if "generators" in roles
+            )
+        )
+
+    async def trainer() -> Mesh | None:
+        if "trainer" not in roles:
+            return None
+        return await spawn(
+            "trainer",
+            Trainer,
+            *base,
+            str(workdir / "trainer-rendezvous"),
+            environment=_trainer(config, placement.trainer),
+            procs=config.trainer.ranks,
+        )
+
+    async def verifier() -> Mesh | None:
+        if "verifier" not in roles:
+            return None
+        return await spawn("verifier", Verifier, *base, environment=_cpu(1))
+
+    opened = await asyncio.gather(generators(), trainer(), verifier())
+    return Meshes(generators=tuple(opened[0]), opened_trainer=opened[1], opened_verifier=opened[2])
 
 
 def _log_fault(failure: Any) -> None:
@@ -253,59 +307,3 @@ def _generator(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[s
 
 def _trainer(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
     return lambda rank: _cpu(config.trainer.threads, gpus[rank] if gpus else None)
-
-
-class _Processes:
-    """The process meshes of one run: started one by one, stopped all at once."""
-
-    def __init__(self, grace_seconds: float, startup_seconds: float) -> None:
-        self._grace_seconds = grace_seconds
-        self._startup_seconds = startup_seconds
-        self._meshes: dict[str, Any] = {}
-        self._pids: dict[str, list[int]] = {}
-
-    async def start(
-        self, name: str, procs: int, environment: dict[str, str] | Callable[[int], dict[str, str]]
-    ) -> Any:
-        """Spawn a mesh and wait until each of its processes has told its pid."""
-        from monarch.actor import default_bootstrap_cmd, this_host
-
-        from forge_core.actors.process import ProcessInfo
-
-        command = default_bootstrap_cmd()
-
-        def bootstrap(point: Any) -> Any:
-            own = environment(point["procs"]) if callable(environment) else environment
-            return command.with_env(own)
-
-        mesh = this_host().spawn_procs(
-            per_host={"procs": procs}, name=name, bootstrap_command=bootstrap
-        )
-        self._meshes[name] = mesh
-        info = mesh.spawn(f"{name}-process", ProcessInfo)
-        async with asyncio.timeout(self._startup_seconds):
-            answers = await info.pid.call()
-        self._pids[name] = list(answers.values())
-        return mesh
-
-    async def stop(self) -> None:
-        """Stop every mesh, whatever state it is in."""
-        await asyncio.gather(*(self._stop(name) for name in self._meshes))
-
-    async def _stop(self, name: str) -> None:
-        """Ask, wait out the grace, kill; then let Monarch note it."""
-        mesh = self._meshes[name]
-        try:
-            async with asyncio.timeout(max(self._grace_seconds, 0.01)):
-                await mesh.stop("run ended")
-            return
-        except TimeoutError:
-            logger.info("mesh %s takes longer than %g s to stop: killed", name, self._grace_seconds)
-        except Exception as error:
-            logger.warning("mesh %s did not stop in order, and is killed: %s", name, error)
-        for pid in self._pids.get(name, ()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(_KILL_TIMEOUT_SECONDS):
-                await mesh.stop("killed")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
-from forge_core.meshes import Mesh, Meshes, mesh_names, open_meshes
+from forge_core.meshes import Meshes, mesh_names, open_meshes
 from forge_core.timeline import Interval
 from storage import facts
 from storage.ledger import Ledger
@@ -112,8 +112,7 @@ class ActiveRun:
         """Log what every mesh did since it last told."""
         timeout = self.config.timeouts.call_seconds
         told = []
-        meshes: list[Mesh] = [*self.meshes.generators, self.meshes.trainer, self.meshes.verifier]
-        for mesh in meshes:
+        for mesh in self.meshes.all:
             answers = await mesh.call("intervals", timeout_seconds=timeout)
             told.append(self.intervals(mesh.name, answers[0]))
         self.append(*told)

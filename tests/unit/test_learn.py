@@ -75,8 +75,8 @@ def holding(
         generators=tuple(
             cast(Mesh, FakeMesh(f"generator-{i}", answers)) for i, answers in enumerate(generators)
         ),
-        trainer=cast(Mesh, FakeMesh("trainer", trainer)),
-        verifier=cast(Mesh, FakeMesh("verifier", {})),
+        opened_trainer=cast(Mesh, FakeMesh("trainer", trainer)),
+        opened_verifier=cast(Mesh, FakeMesh("verifier", {})),
     )
     run = ActiveRun(
         run_id="r",
