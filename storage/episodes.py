@@ -1,14 +1,17 @@
 """What an episode is: its columns, what must hold of them, and figures that follow from them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 SCHEMA_VERSION = 1
+
+_VERSION_KEY = "forgeflow.schema_version"
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -50,24 +53,95 @@ SCHEMA = pa.schema(
         _required("generate_seconds", pa.float64()),
         _required("created_at", pa.timestamp("us", tz="UTC")),
     ],
-    metadata={"forgeflow.schema_version": str(SCHEMA_VERSION)},
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION)},
 )
 
 
-def check_schema(schema: pa.Schema) -> None:
-    """Raise ValueError, naming the columns at fault, unless the columns are those of `SCHEMA`."""
-    if schema.equals(SCHEMA):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """A column that was added to the schema, and what episodes of before have in it.
+
+    Columns are only ever added: with an entry here for each, all older parts stay readable.
+    """
+
+    version: int
+    """Schema version that first had the column."""
+    name: str
+    """The column."""
+    value: Any
+    """Its value in older episodes; None: null."""
+
+
+ADDED: tuple[Added, ...] = ()
+"""All columns that version 1 did not have."""
+
+
+def schema_of(version: int) -> pa.Schema:
+    """The columns that an older schema version had."""
+    later = {added.name for added in ADDED if added.version > version}
+    return pa.schema([field for field in SCHEMA if field.name not in later])
+
+
+def schema_version(key: str, schema: pa.Schema) -> int:
+    """The schema version of the part `key`.
+
+    Raises ValueError if it has none, is newer than this code, or has other columns than its version.
+    """
+    stated = (schema.metadata or {}).get(_VERSION_KEY.encode(), b"")
+    if not stated.isdigit():
+        raise ValueError(f"{key} is no part of episodes: its metadata names no schema version")
+    version = int(stated)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{key} is of schema version {version}, and this Forgeflow reads versions up to "
+            f"{SCHEMA_VERSION}: read it with a Forgeflow as new as the one that wrote it"
+        )
+    try:
+        check_schema(schema, version)
+    except ValueError as error:
+        raise ValueError(f"{key} is {error}") from None
+    return version
+
+
+def upgrade(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """These columns, those added that an older part did not have with the values meant for them."""
+    values = {added.name: added.value for added in ADDED}
+    arrays = [
+        table[name]
+        if name in table.column_names
+        else pa.repeat(pa.scalar(values[name], SCHEMA.field(name).type), table.num_rows)
+        for name in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=columns_schema(columns))
+
+
+def columns_schema(columns: Sequence[str] | None) -> pa.Schema:
+    """The schema of some columns, None: of all. Raises ValueError for one that there is not."""
+    if columns is None:
+        return SCHEMA
+    unknown = [name for name in columns if name not in SCHEMA.names]
+    if unknown:
+        raise ValueError(
+            f"episodes have no column {', '.join(unknown)}: take some of {', '.join(SCHEMA.names)}"
+        )
+    return pa.schema([SCHEMA.field(name) for name in columns], SCHEMA.metadata)
+
+
+def check_schema(schema: pa.Schema, version: int = SCHEMA_VERSION) -> None:
+    """Raise ValueError, naming the columns at fault, unless the columns are those of the version."""
+    due = schema_of(version)
+    if schema.equals(due):
         return
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    surplus = [name for name in schema.names if name not in SCHEMA.names]
-    shared = [name for name in SCHEMA.names if schema.names.count(name) == 1]
+    missing = [name for name in due.names if name not in schema.names]
+    surplus = [name for name in schema.names if name not in due.names]
+    shared = [name for name in due.names if schema.names.count(name) == 1]
     other = [
-        f"{name} is {schema.field(name)} instead of {SCHEMA.field(name)}"
+        f"{name} is {schema.field(name)} instead of {due.field(name)}"
         for name in shared
-        if not schema.field(name).equals(SCHEMA.field(name))
+        if not schema.field(name).equals(due.field(name))
     ]
     raise ValueError(
-        f"not a table of episodes (schema version {SCHEMA_VERSION}): missing columns {missing}, "
+        f"not a table of episodes (schema version {version}): missing columns {missing}, "
         f"surplus columns {surplus}, {'; '.join(other) or 'order or types differ'}"
     )
 

@@ -8,6 +8,7 @@ import re
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 RUNS = "runs/"
+EPISODES = "episodes/"
 
 
 def check_run_id(run_id: str) -> None:
@@ -109,3 +110,34 @@ def commits_folder(run_id: str) -> str:
 
 def commit_key(run_id: str, commit: str) -> str:
     return f"{commits_folder(run_id)}{commit}.json"
+
+
+def data_folder(run_id: str) -> str:
+    """Where the parts that the run's commits are about lie."""
+    check_run_id(run_id)
+    return f"{EPISODES}data/{run_id}/"
+
+
+def compactions_folder(run_id: str) -> str:
+    """Where records lie that say which rows of compacted parts are a commit's."""
+    check_run_id(run_id)
+    return f"{EPISODES}compactions/{run_id}/"
+
+
+def compaction_key(run_id: str, number: int) -> str:
+    return f"{compactions_folder(run_id)}{number:06d}.json"
+
+
+def compacted_folder(run_id: str) -> str:
+    check_run_id(run_id)
+    return f"{EPISODES}compacted/{run_id}/"
+
+
+def compacted_prefix(run_id: str, number: int, attempt: str) -> str:
+    """Key prefix for the parts of a compaction; `attempt` keeps two compactors apart."""
+    return f"{compacted_folder(run_id)}{number:06d}-{attempt}"
+
+
+def deleted_key(run_id: str) -> str:
+    """What remains of a run that was deleted."""
+    return f"{run_folder(run_id)}deleted.json"

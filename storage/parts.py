@@ -3,20 +3,38 @@
 A part's name ends in a digest of its bytes, so two contents never share a name, and a part that
 nobody committed harms nobody. A commit is named by the logical place of the work in its run: every
 attempt has the same name, the first counts.
+
+`CommitReader` finds a commit's rows wherever they lie; nobody else reads a commit's part.
 """
 
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage import layout
-from storage.episodes import SCHEMA, Figures, check_schema, check_scored, check_table, reward_mean
-from storage.objects import ObjectStore
+from storage.episodes import (
+    SCHEMA,
+    Figures,
+    check_schema,
+    check_scored,
+    check_table,
+    columns_schema,
+    reward_mean,
+    schema_of,
+    schema_version,
+    upgrade,
+)
+from storage.objects import ObjectNotFound, ObjectStore
+from storage.places import Place, newest_places, read_compactions
 from storage.records import Commit, FileRef, PartRef, read_record
 
 _logger = logging.getLogger(__name__)
@@ -64,25 +82,143 @@ def read_file(store: ObjectStore, file: FileRef) -> bytes:
     return data
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPart:
+    """A part whose bytes are at hand and were checked; row groups are decoded as they are read."""
+
+    file: pq.ParquetFile
+    """The open file."""
+    version: int
+    """Its schema version."""
+    ends: np.ndarray
+    """For each row group, the number of rows up to its end."""
+
+    @classmethod
+    def of(cls, key: str, data: bytes) -> Self:
+        """The part with these bytes. Raises ValueError if it is damaged or not one of episodes."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        except pa.ArrowException as error:
+            raise ValueError(f"{key} is no Parquet file: {error}") from error
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        version = schema_version(key, file.schema_arrow)
+        return cls(file=file, version=version, ends=np.cumsum(sizes, dtype=np.int64))
+
+    def read(self, columns: Sequence[str] | None, groups: Sequence[int] | None = None) -> pa.Table:
+        """Some columns of some row groups, in order; None: all of them."""
+        names = SCHEMA.names if columns is None else list(columns)
+        columns_schema(names)
+        stored = [name for name in names if name in schema_of(self.version).names]
+        chosen = range(len(self.ends)) if groups is None else groups
+        table = self.file.read_row_groups(list(chosen), stored, use_threads=False)
+        return upgrade(table, names)
+
+    def slices(
+        self, offset: int, rows: int, columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The rows from `offset`, a row group at a time, each with the number of its first row."""
+        first, last = np.searchsorted(self.ends, [offset, offset + rows - 1], side="right")
+        for group in range(first, last + 1):
+            begin = int(self.ends[group - 1]) if group else 0
+            table = self.read(columns, [group])
+            low, high = max(offset - begin, 0), min(offset + rows - begin, table.num_rows)
+            yield begin + low - offset, table.slice(low, high - low)
+
+
 def read_part(
     store: ObjectStore, part: PartRef | str, columns: list[str] | None = None
 ) -> pa.Table:
     """The episodes of a part, or some columns of them.
 
     A PartRef is held against the file; a key is taken on trust. Raises ObjectNotFound, and
-    ValueError if the file is damaged, has another number of rows or is of another schema version.
+    ValueError if the file is damaged, has another number of rows or is of a newer schema version.
     """
-    data = store.read(part) if isinstance(part, str) else read_file(store, part)
-    key = part if isinstance(part, str) else part.key
-    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    if file.schema_arrow.metadata != SCHEMA.metadata:
-        raise ValueError(f"{key} is of schema {file.schema_arrow.metadata}, not {SCHEMA.metadata}")
-    check_schema(file.schema_arrow)
-    if isinstance(part, PartRef) and file.metadata.num_rows != part.rows:
-        raise ValueError(
-            f"{key} has {file.metadata.num_rows} episodes and was written with {part.rows}"
-        )
-    return file.read(columns=columns, use_threads=False)
+    if isinstance(part, PartRef):
+        return _open_part(store, part).read(columns)
+    return OpenPart.of(part, store.read(part)).read(columns)
+
+
+def _open_part(store: ObjectStore, part: PartRef) -> OpenPart:
+    opened = OpenPart.of(part.key, read_file(store, part))
+    num_rows = opened.file.metadata.num_rows
+    if num_rows != part.rows:
+        raise ValueError(f"{part.key} has {num_rows} episodes and was written with {part.rows}")
+    return opened
+
+
+class CommitReader:
+    """Reads the episodes of commits wherever they lie, and keeps the parts that were read last.
+
+    A commit's own part is read while it is there. When one turns out to be gone, the run's
+    compactions are looked up, and from then on it is read there: the same rows in the same order.
+    Each part is held against its digest when it is opened. One thread at a time.
+
+    Example:
+        reader = CommitReader(store)
+        for commit in commits:
+            table = reader.read(commit, ["episode_id", "reward"])
+    """
+
+    def __init__(self, store: ObjectStore, *, cache_bytes: int = 64 << 20) -> None:
+        self._store = store
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._parts: OrderedDict[str, tuple[OpenPart, int]] = OrderedDict()
+        self._places: dict[str, dict[str, Place]] = {}
+
+    def read(self, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
+        """The commit's episodes. Raises ObjectNotFound and ValueError as `read_part` does."""
+        empty = columns_schema(columns).empty_table()
+        return pa.concat_tables([empty, *(table for _, table in self.slices(commit, columns))])
+
+    def slices(
+        self, commit: Commit, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The commit's episodes, at most a row group at a time, each with the number of its first row."""
+        part, offset = self._find(commit)
+        return part.slices(offset, commit.rows, columns)
+
+    def take(self, commit: Commit, rows: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
+        """Some of the commit's rows by their numbers, in that order; no other row group is decoded."""
+        part, offset = self._find(commit)
+        wanted = rows + offset
+        groups = np.searchsorted(part.ends, wanted, side="right")
+        chosen, position = np.unique(groups, return_inverse=True)
+        begins = np.concatenate([[0], part.ends])
+        sizes = np.diff(begins)[chosen]
+        shifts = np.cumsum(sizes) - sizes - begins[chosen]
+        return part.read(columns, chosen.tolist()).take(pa.array(wanted + shifts[position]))
+
+    def _find(self, commit: Commit) -> tuple[OpenPart, int]:
+        """The part that holds the commit's rows, and the number of the first of them in it."""
+        for _ in range(2):
+            place = self._places.get(commit.run_id, {}).get(commit.key)
+            try:
+                if place is not None and place.sha256 == commit.part.sha256:
+                    return self._open(place.part), place.first_of(commit)
+                return self._open(commit.part), 0
+            except ObjectNotFound:
+                # Compacted since, or compacted again.
+                compactions = read_compactions(self._store, commit.run_id)
+                self._places[commit.run_id] = newest_places(compactions)
+        return self._open(commit.part), 0
+
+    def _open(self, part: PartRef) -> OpenPart:
+        if part.key not in self._parts:
+            self._parts[part.key] = _open_part(self._store, part), part.bytes
+            self._cached_bytes += part.bytes
+            while self._cached_bytes > self._cache_bytes and len(self._parts) > 1:
+                _, (_, num_bytes) = self._parts.popitem(last=False)
+                self._cached_bytes -= num_bytes
+        self._parts.move_to_end(part.key)
+        return self._parts[part.key][0]
+
+
+def read_commit(
+    store: ObjectStore, commit: Commit, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The episodes of one commit, wherever they lie; for several, a `CommitReader` is quicker."""
+    return CommitReader(store).read(commit, columns)
 
 
 def commit_part(store: ObjectStore, run_id: str, key: str, table: pa.Table) -> Commit:
@@ -151,12 +287,13 @@ def read_committed(
     of them are not opened. Raises ObjectNotFound and ValueError as `read_part` does.
     """
     wanted = None if group_ids is None else pa.array(sorted(set(group_ids)), pa.string())
-    names = columns if columns is not None else SCHEMA.names
-    tables = [pa.schema([SCHEMA.field(name) for name in names], SCHEMA.metadata).empty_table()]
+    names = SCHEMA.names if columns is None else columns
+    reader = CommitReader(store)
+    tables = [columns_schema(names).empty_table()]
     for commit in read_commits(store, run_id) if commits is None else commits:
         if wanted is None:
-            tables.append(read_part(store, commit.part, columns))
+            tables.append(reader.read(commit, names))
         elif not set(commit.group_ids).isdisjoint(wanted.to_pylist()):
-            table = read_part(store, commit.part, [*dict.fromkeys([*names, "group_id"])])
+            table = reader.read(commit, [*dict.fromkeys([*names, "group_id"])])
             tables.append(table.filter(pc.is_in(table["group_id"], wanted)).select(names))
     return pa.concat_tables(tables)

@@ -1,5 +1,6 @@
 """Parts and commits: bad episodes are refused by id, and the first commit stands."""
 
+import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import layout
-from storage.episodes import SCHEMA, Figures, check_table, policy_version_bounds
+from storage import episodes, layout
+from storage.episodes import SCHEMA, Added, Figures, check_table, policy_version_bounds
 from storage.objects import LocalStore, ObjectNotFound
 from storage.parts import (
     commit_part,
@@ -94,14 +95,78 @@ def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
         read_part(store, part)
 
 
-def test_a_part_of_another_schema_version_is_refused(tmp_path: Path) -> None:
-    old = _table(0).replace_schema_metadata({"forgeflow.schema_version": "0"})
+def _store_file(store: LocalStore, table: pa.Table, version: str) -> None:
+    """Put a Parquet file of the table, whatever it is, under `part.parquet`."""
     sink = pa.BufferOutputStream()
-    pq.write_table(old, sink)
+    pq.write_table(table.replace_schema_metadata({"forgeflow.schema_version": version}), sink)
+    store.replace("part.parquet", sink.getvalue().to_pybytes())
+
+
+def test_a_part_of_a_newer_schema_version_is_refused(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    store.put_if_absent("part.parquet", sink.getvalue().to_pybytes())
-    with pytest.raises(ValueError, match=r"part\.parquet is of schema"):
+    _store_file(store, _table(0).append_column("luck", pa.array([1, 2])), "2")
+    with pytest.raises(ValueError, match=r"part\.parquet is of schema version 2.*up to 1: read it"):
         read_part(store, "part.parquet")
+    for version in ("", "one", "-1"):
+        _store_file(store, _table(0), version)
+        with pytest.raises(ValueError, match=r"part\.parquet is no part of episodes"):
+            read_part(store, "part.parquet")
+
+
+def test_a_part_of_an_older_schema_version_is_read_as_one_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = (
+        Added(version=1, name="attempts", value=1),
+        Added(version=1, name="answer", value=None),
+    )
+    monkeypatch.setattr(episodes, "ADDED", added)
+    store = LocalStore(tmp_path)
+    old = _table(0).drop_columns(["attempts", "answer"])
+    _store_file(store, old, "0")
+    table = read_part(store, "part.parquet")
+    check_table(table)
+    assert (table["attempts"].to_pylist(), table["answer"].to_pylist()) == ([1, 1], [None, None])
+    assert table.drop_columns(["attempts", "answer"]).equals(old)
+    some = read_part(store, "part.parquet", ["attempts", "sample"])
+    assert some.to_pydict() == {"attempts": [1, 1], "sample": [0, 1]}
+    assert read_part(store, "part.parquet", ["answer"]).to_pydict() == {"answer": [None, None]}
+    assert write_part(store, "new", table).rows == 2
+    # A part of today must have them.
+    _store_file(store, old, "1")
+    with pytest.raises(ValueError, match=r"missing columns \['answer', 'attempts'\]"):
+        read_part(store, "part.parquet")
+
+
+class _Bomb:
+    """What would run code if anything unpickled it."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return open, (f"{_Bomb.crater}", "w")  # type: ignore[return-value]
+
+    crater: Path
+
+
+def test_no_pickle_in_a_part_is_ever_loaded(tmp_path: Path) -> None:
+    _Bomb.crater = tmp_path / "crater"
+    bomb = pickle.dumps(_Bomb())
+    store = LocalStore(tmp_path / "store")
+    # Where pyarrow once unpickled: an extension type of Python's, in the schema that a Parquet file embeds.
+    marks = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb}
+    fields = [field.with_metadata(marks) for field in SCHEMA]
+    table = pa.Table.from_arrays(_table(0).columns, schema=pa.schema(fields))
+    table = table.replace_schema_metadata({"pandas": bomb, "forgeflow.schema_version": "1"})
+    for content in (pa.BufferOutputStream(), None):
+        if content is not None:
+            pq.write_table(table, content)
+        store.replace("part.parquet", bomb if content is None else content.getvalue().to_pybytes())
+        try:
+            read_part(store, "part.parquet")
+        except ValueError as error:
+            assert "part.parquet" in str(error)
+    assert not _Bomb.crater.exists()
+    pickle.loads(bomb).close()
+    assert _Bomb.crater.exists()
 
 
 def test_a_table_with_other_columns_is_refused_by_column() -> None:
