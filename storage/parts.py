@@ -12,8 +12,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +27,9 @@ from storage.episodes import (
     check_table,
     columns_schema,
     reward_mean,
-    schema_of,
-    schema_version,
-    upgrade,
 )
 from storage.objects import ObjectNotFound, ObjectStore
+from storage.part_file import OpenPart
 from storage.places import Place, newest_places, read_compactions
 from storage.records import Commit, FileRef, PartRef, read_record
 
@@ -41,6 +37,9 @@ _logger = logging.getLogger(__name__)
 
 ROW_GROUP_SIZE = 1024
 """Episodes per row group: who wants a few rows decodes no more than this."""
+
+_AHEAD = 64
+"""Parts that are fetched at once at most."""
 
 
 def encode_part(table: pa.Table) -> bytes:
@@ -74,55 +73,16 @@ def read_file(store: ObjectStore, file: FileRef) -> bytes:
 
     Raises ObjectNotFound, and ValueError if they are not the ones that were written.
     """
-    data = store.read(file.key)
+    return check_file(file, store.read(file.key))
+
+
+def check_file(file: FileRef, data: bytes) -> bytes:
+    """The bytes, if they are the file's. Raises ValueError if they are not."""
     if len(data) != file.bytes:
         raise ValueError(f"{file.key} has {len(data)} bytes and was written with {file.bytes}")
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise ValueError(f"{file.key} has other bytes than were written: its SHA-256 differs")
     return data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenPart:
-    """A part whose bytes are at hand and were checked; row groups are decoded as they are read."""
-
-    file: pq.ParquetFile
-    """The open file."""
-    version: int
-    """Its schema version."""
-    ends: np.ndarray
-    """For each row group, the number of rows up to its end."""
-
-    @classmethod
-    def of(cls, key: str, data: bytes) -> Self:
-        """The part with these bytes. Raises ValueError if it is damaged or not one of episodes."""
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        except pa.ArrowException as error:
-            raise ValueError(f"{key} is no Parquet file: {error}") from error
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        version = schema_version(key, file.schema_arrow)
-        return cls(file=file, version=version, ends=np.cumsum(sizes, dtype=np.int64))
-
-    def read(self, columns: Sequence[str] | None, groups: Sequence[int] | None = None) -> pa.Table:
-        """Some columns of some row groups, in order; None: all of them."""
-        names = SCHEMA.names if columns is None else list(columns)
-        columns_schema(names)
-        stored = [name for name in names if name in schema_of(self.version).names]
-        chosen = range(len(self.ends)) if groups is None else groups
-        table = self.file.read_row_groups(list(chosen), stored, use_threads=False)
-        return upgrade(table, names)
-
-    def slices(
-        self, offset: int, rows: int, columns: Sequence[str] | None
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """The rows from `offset`, a row group at a time, each with the number of its first row."""
-        first, last = np.searchsorted(self.ends, [offset, offset + rows - 1], side="right")
-        for group in range(first, last + 1):
-            begin = int(self.ends[group - 1]) if group else 0
-            table = self.read(columns, [group])
-            low, high = max(offset - begin, 0), min(offset + rows - begin, table.num_rows)
-            yield begin + low - offset, table.slice(low, high - low)
 
 
 def read_part(
@@ -134,12 +94,12 @@ def read_part(
     ValueError if the file is damaged, has another number of rows or is of a newer schema version.
     """
     if isinstance(part, PartRef):
-        return _open_part(store, part).read(columns)
+        return _open_part(part, store.read(part.key)).read(columns)
     return OpenPart.of(part, store.read(part)).read(columns)
 
 
-def _open_part(store: ObjectStore, part: PartRef) -> OpenPart:
-    opened = OpenPart.of(part.key, read_file(store, part))
+def _open_part(part: PartRef, data: bytes) -> OpenPart:
+    opened = OpenPart.of(part.key, check_file(part, data))
     num_rows = opened.file.metadata.num_rows
     if num_rows != part.rows:
         raise ValueError(f"{part.key} has {num_rows} episodes and was written with {part.rows}")
@@ -155,7 +115,7 @@ class CommitReader:
 
     Example:
         reader = CommitReader(store)
-        for commit in commits:
+        for commit in reader.ahead(commits):
             table = reader.read(commit, ["episode_id", "reward"])
     """
 
@@ -165,6 +125,13 @@ class CommitReader:
         self._cached_bytes = 0
         self._parts: OrderedDict[str, tuple[OpenPart, int]] = OrderedDict()
         self._places: dict[str, dict[str, Place]] = {}
+
+    def ahead(self, commits: Sequence[Commit]) -> Iterator[Commit]:
+        """The commits in order; their parts are fetched several at a time, which is quicker from afar."""
+        for number, commit in enumerate(commits):
+            if commit.part.key not in self._parts and commit.run_id not in self._places:
+                self._fetch(commits[number : number + _AHEAD])
+            yield commit
 
     def read(self, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
         """The commit's episodes. Raises ObjectNotFound and ValueError as `read_part` does."""
@@ -205,13 +172,31 @@ class CommitReader:
 
     def _open(self, part: PartRef) -> OpenPart:
         if part.key not in self._parts:
-            self._parts[part.key] = _open_part(self._store, part), part.bytes
-            self._cached_bytes += part.bytes
-            while self._cached_bytes > self._cache_bytes and len(self._parts) > 1:
-                _, (_, num_bytes) = self._parts.popitem(last=False)
-                self._cached_bytes -= num_bytes
+            self._keep(part, self._store.read(part.key))
         self._parts.move_to_end(part.key)
         return self._parts[part.key][0]
+
+    def _fetch(self, commits: Iterable[Commit]) -> None:
+        """Read the parts of the first of these commits at once, as many as are kept."""
+        parts: list[PartRef] = []
+        for part in dict.fromkeys(commit.part for commit in commits):
+            if sum(each.bytes for each in (*parts, part)) > self._cache_bytes:
+                break
+            parts.append(part)
+        try:
+            contents = self._store.read_many([part.key for part in parts])
+        except ObjectNotFound:
+            return  # Each is looked for on its own.
+        for part, data in zip(parts, contents, strict=True):
+            self._keep(part, data)
+
+    def _keep(self, part: PartRef, data: bytes) -> None:
+        _, num_bytes = self._parts.pop(part.key, (None, 0))
+        self._parts[part.key] = _open_part(part, data), part.bytes
+        self._cached_bytes += part.bytes - num_bytes
+        while self._cached_bytes > self._cache_bytes and len(self._parts) > 1:
+            _, (_, num_bytes) = self._parts.popitem(last=False)
+            self._cached_bytes -= num_bytes
 
 
 def read_commit(
@@ -286,14 +271,18 @@ def read_committed(
     `commits` limits what is read to a pinned set, `group_ids` to some groups; parts that hold none
     of them are not opened. Raises ObjectNotFound and ValueError as `read_part` does.
     """
-    wanted = None if group_ids is None else pa.array(sorted(set(group_ids)), pa.string())
+    chosen = read_commits(store, run_id) if commits is None else list(commits)
     names = SCHEMA.names if columns is None else columns
+    wanted = None if group_ids is None else set(group_ids)
+    if wanted is not None:
+        chosen = [commit for commit in chosen if not wanted.isdisjoint(commit.group_ids)]
     reader = CommitReader(store)
     tables = [columns_schema(names).empty_table()]
-    for commit in read_commits(store, run_id) if commits is None else commits:
-        if wanted is None:
+    for commit in reader.ahead(chosen):
+        if wanted is None or wanted.issuperset(commit.group_ids):
             tables.append(reader.read(commit, names))
-        elif not set(commit.group_ids).isdisjoint(wanted.to_pylist()):
+        else:
             table = reader.read(commit, [*dict.fromkeys([*names, "group_id"])])
-            tables.append(table.filter(pc.is_in(table["group_id"], wanted)).select(names))
+            of_groups = pc.is_in(table["group_id"], pa.array(sorted(wanted), pa.string()))
+            tables.append(table.filter(of_groups).select(names))
     return pa.concat_tables(tables)
