@@ -13,7 +13,6 @@ import math
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -219,8 +218,11 @@ def _gpu_bytes(config: RunConfig) -> int | None:
 
 
 def _free_disk(store_uri: str) -> int | None:
-    """Bytes free where a local store lies, or will lie."""
-    folder = Path(open_store(store_uri).local_path("runs/")).absolute()
+    """Bytes free where a local store lies, or will lie; None for a store elsewhere."""
+    path = open_store(store_uri).local_path("runs/")
+    if path is None:
+        return None
+    folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

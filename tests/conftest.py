@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from harness import Finished, Start, command
 
+pytest_plugins = ["s3_server"]
+
 STACK = Path(__file__).parent / "stack"
 
 

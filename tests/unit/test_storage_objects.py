@@ -94,9 +94,9 @@ def test_a_key_cannot_lead_out_of_the_store_or_hide(tmp_path: Path, key: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/folder", "file:///tmp", "memory://", ""])
+@pytest.mark.parametrize("uri", ["gs://bucket/folder", "file:///tmp", "memory://", ""])
 def test_a_uri_that_is_no_local_path_is_refused_by_name(uri: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a local path: name a directory") as error:
+    with pytest.raises(ValueError, match=r"is not a local path and not on S3: name") as error:
         open_store(uri)
     assert repr(uri) in str(error.value)
 
