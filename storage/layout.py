@@ -10,6 +10,9 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RUNS = "runs/"
 EPISODES = "episodes/"
 
+RUN_SCORES = "run"
+"""Name of the scores that a run's own verifiers gave; other sets are annotations."""
+
 
 def check_run_id(run_id: str) -> None:
     """Raise ValueError unless the id can be a folder's name on every store."""
@@ -141,3 +144,55 @@ def compacted_prefix(run_id: str, number: int, attempt: str) -> str:
 def deleted_key(run_id: str) -> str:
     """What remains of a run that was deleted."""
     return f"{run_folder(run_id)}deleted.json"
+
+
+def check_score_set(name: str) -> None:
+    """Raise ValueError unless a set of scores can have this name."""
+    if not _RUN_ID.fullmatch(name):
+        raise ValueError(
+            f"name {name!r} of a set of scores is not usable: take at most 100 letters, digits, '.', '_' and '-', "
+            "with a letter or digit first"
+        )
+    if name == RUN_SCORES:
+        raise ValueError(f"name {name!r} is that of the run's own scores: take another")
+
+
+def annotations_folder(run_id: str) -> str:
+    """Where the sets of scores lie that the run's episodes were given later."""
+    check_run_id(run_id)
+    return f"{EPISODES}annotations/{run_id}/"
+
+
+def score_set_folder(run_id: str, name: str) -> str:
+    check_score_set(name)
+    return f"{annotations_folder(run_id)}{name}/"
+
+
+def score_set_key(run_id: str, name: str) -> str:
+    """What the set is: written before its first scores."""
+    return f"{score_set_folder(run_id, name)}set.json"
+
+
+def score_set_source_key(run_id: str, name: str, sha256: str, file: str) -> str:
+    """Where the file of the user's code that scored is kept."""
+    return f"{score_set_folder(run_id, name)}source/{sha256[:12]}-{file}"
+
+
+def scores_prefix(run_id: str, name: str, commit: str) -> str:
+    """Key prefix for the part with the scores of the commit named `commit`."""
+    return f"{score_set_folder(run_id, name)}{commit}"
+
+
+def scores_key(run_id: str, name: str, commit: str) -> str:
+    """The record that makes that part count."""
+    return f"{score_set_folder(run_id, name)}commits/{commit}.json"
+
+
+def covered_folder(run_id: str, name: str) -> str:
+    """Where records lie that say how much of the run the set covers."""
+    return f"{score_set_folder(run_id, name)}complete/"
+
+
+def covered_key(run_id: str, name: str, num_commits: int) -> str:
+    """Written last, when the run's first `num_commits` commits are scored; the largest number is the newest."""
+    return f"{covered_folder(run_id, name)}{num_commits:06d}.json"
