@@ -135,17 +135,19 @@ def check_compaction(store: ObjectStore, compaction: Compaction, commits: Sequen
     Raises ObjectNotFound and ValueError if the rows of one are not there or others.
     """
     by_key = {commit.key: commit for commit in commits}
-    for index, part in enumerate(compaction.parts):
+    by_part: dict[int, list[CompactedCommit]] = {}
+    for each in compaction.commits:
+        if each.commit in by_key:
+            by_part.setdefault(each.part, []).append(each)
+    for index, held in by_part.items():
+        part = compaction.parts[index]
         opened = OpenPart.of(part.key, check_file(part, store.read(part.key)))
         # Those that were digested; later ones are the same for all.
         columns = schema_of(opened.version).names
-        for each in compaction.commits:
-            commit = by_key.get(each.commit)
-            if each.part != index or commit is None:
-                continue
-            slices = opened.slices(each.offset, commit.rows, columns)
-            table = pa.concat_tables(rows for _, rows in slices)
-            if table.num_rows != commit.rows or rows_digest(table) != each.rows_digest:
+        for each in held:
+            rows = by_key[each.commit].rows
+            table = pa.concat_tables(t for _, t in opened.slices(each.offset, rows, columns))
+            if table.num_rows != rows or rows_digest(table) != each.rows_digest:
                 raise ValueError(
                     f"{part.key} has other episodes than commit {each.commit} had when it was compacted"
                 )
