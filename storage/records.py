@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
@@ -28,16 +28,38 @@ RecordType = TypeVar("RecordType", bound=Record)
 def read_record(store: ObjectStore, key: str, record_type: type[RecordType]) -> RecordType:
     """The record under the key.
 
-    Raises ObjectNotFound, and ValueError naming the key if it is no such record.
+    Raises ObjectNotFound, and ValueError naming the key if it is no such record, or one that a newer Forgeflow wrote.
     """
+    data = store.read(key)
     try:
-        return record_type.model_validate_json(store.read(key), strict=True)
+        return record_type.model_validate_json(data, strict=True)
     except ValidationError as error:
+        _refuse_newer(key, data, record_type)
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the object"
         raise ValueError(
             f"{key} is no valid {record_type.__name__}: {where}: {fault['msg']}"
         ) from error
+
+
+def _refuse_newer(key: str, data: bytes, record_type: type[Record]) -> None:
+    """Raise ValueError if the record states a version of its form above all that this code knows.
+
+    What such a record says besides cannot be judged, so that nothing else is held against it.
+    """
+    field = record_type.model_fields.get("schema_version")
+    try:
+        stated = json.loads(data)["schema_version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return
+    known = max(get_args(field.annotation)) if field is not None else None
+    if known is None or type(stated) is not int or stated <= known:
+        return
+    form = "log" if record_type.__name__ == "Entry" else record_type.__name__.lower()
+    raise ValueError(
+        f"{key} was written by a newer Forgeflow ({form} version {stated}; this one reads up to {known}): "
+        "upgrade, or use the one that wrote it"
+    ) from None
 
 
 class FileRef(Record):

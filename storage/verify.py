@@ -1,14 +1,20 @@
 """Verification of a run from its parts and its log alone.
 
+    verify_log           claims and entries      verify_files         parts, commits, the user's code
+    verify_order         what follows what       verify_groups        whole, of the right age, with a signal
+    verify_lineage       what other runs say     verify_evaluations   means and held-out prompts
+    verify_checkpoints   files and weights       verify_weights       the digest of weights
+
 Every number that anyone might quote is recomputed: from the episodes where they tell it, from the
 log otherwise. Commit records, facts about parts and run.json are held against that and never
 believed. What is wrong is a `Problem`, one sentence each; a sound run has none.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,10 +23,13 @@ from storage import layout, log
 from storage.facts import Entry, Started
 from storage.ledger import Ledger, Problem
 from storage.objects import ObjectNotFound, ObjectStore
-from storage.records import Incarnation
 from storage.runs import read_config
 from storage.summary import summarize
+from storage.verify_checkpoints import checkpoint_problems
 from storage.verify_files import file_problems
+from storage.verify_lineage import lineage_problems, replay_of
+from storage.verify_log import log_problems
+from storage.verify_order import order_problems
 
 _LIMITS = ("group_size", "groups_per_step", "max_policy_age")
 """Whole numbers in the config that a run is held against."""
@@ -49,8 +58,14 @@ def verify(store: ObjectStore, run_id: str) -> Report:
 
     Raises ValueError if the store has no such run; whatever else is wrong is in the report.
     """
-    config = read_config(store, run_id)
     report = Report()
+    try:
+        config = read_config(store, run_id)
+    except ValueError as error:
+        if not store.keys(layout.incarnations_folder(run_id)):
+            raise
+        report.problems.append(Problem("config", layout.config_key(run_id), str(error)))
+        return report
     missing = [key for key in _LIMITS if not isinstance(config.get(key), int)]
     if missing:
         sentence = (
@@ -64,12 +79,17 @@ def verify(store: ObjectStore, run_id: str) -> Report:
         report.problems.append(Problem("incarnation", run_id, str(error)))
         return report
     entries: list[Entry] = []
-    report.problems.extend(_log_problems(store, run_id, incarnations, entries))
+    report.problems.extend(log_problems(store, run_id, incarnations, entries))
     ledger = Ledger.fold(entries, incarnations)
     _count(report.counted, ledger, entries)
     report.problems.extend(ledger.problems)
+    most = (config["max_policy_age"] + 1) * config["groups_per_step"]
+    report.problems.extend(order_problems(run_id, entries, most_pending=most))
+    report.problems.extend(_config_problems(store, run_id, entries))
+    report.problems.extend(lineage_problems(store, run_id, config, ledger))
     report.problems.extend(_group_problems(run_id, config, ledger))
     report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
+    report.problems.extend(checkpoint_problems(store, run_id, ledger, report.counted))
     report.problems.extend(_interval_problems(ledger))
     report.problems.extend(_run_json_problems(store, run_id, config, ledger))
     return report
@@ -84,50 +104,24 @@ def _count(counted: Counter[str], ledger: Ledger, entries: list[Entry]) -> None:
     counted["retries"] = len(ledger.retries)
 
 
-def _log_problems(
-    store: ObjectStore, run_id: str, incarnations: list[Incarnation], entries: list[Entry]
+def _config_problems(
+    store: ObjectStore, run_id: str, entries: Iterable[Entry]
 ) -> Iterator[Problem]:
-    """Faults in what claims and entries say of each other.
-
-    Fills `entries` up to the first unreadable one.
-    """
-    for number, incarnation in enumerate(incarnations):
-        last = incarnation.previous_last
-        if (incarnation.run_id, incarnation.incarnation) != (run_id, number) or (
-            last is not None and last.incarnation != number - 1
-        ):
-            sentence = f"incarnation {number} speaks of another run or of other incarnations"
-            yield Problem("incarnation", layout.incarnation_key(run_id, number), sentence)
-    keys = log.counting_keys(store, run_id, incarnations)
-    yield from _gaps(store, run_id, incarnations, keys)
-    for key in keys:
-        try:
-            entries.append(log.read_entry(store, key))
-        except (ValueError, ObjectNotFound) as error:
-            yield Problem("entry", key, f"{error}; nothing after it was read")
-            return
-        for fact in entries[-1].facts:
-            if isinstance(fact, Started) and fact.run_id != run_id:
-                yield Problem("entry", key, f"{key} was written for run {fact.run_id}")
-
-
-def _gaps(
-    store: ObjectStore, run_id: str, incarnations: list[Incarnation], keys: list[str]
-) -> Iterator[Problem]:
-    """Entries that are named by a later incarnation, or followed by others, and are not there."""
-    for number in range(len(incarnations)):
-        prefix = layout.entry_prefix(run_id, number)
-        num_counting = sum(key.startswith(prefix) for key in keys)
-        num_named = log.num_named(incarnations, number)
-        num_present = len(store.keys(prefix))
-        if num_counting < (num_present if num_named is None else num_named):
-            key = layout.entry_key(run_id, number, num_counting)
-            yield Problem("missing_entry", key, f"{key} is missing, and later entries rely on it")
+    """The config is the one that the run was started with."""
+    key = layout.config_key(run_id)
+    sha256 = hashlib.sha256(store.read(key)).hexdigest()
+    for entry in entries:
+        for fact in entry.facts:
+            if isinstance(fact, Started) and fact.config_sha256 not in (None, sha256):
+                sentence = (
+                    f"{key} is not the config that incarnation {entry.incarnation} started with"
+                )
+                yield Problem("config", key, sentence)
 
 
 def _group_problems(run_id: str, config: dict[str, Any], ledger: Ledger) -> Iterator[Problem]:
-    """Groups that were used too often, forgotten, misnamed, or too many at once."""
-    max_uses = config.get("buffer", {}).get("max_uses", 1)
+    """Groups that were used too often, forgotten or misnamed, and steps that are other than they say."""
+    max_uses = replay_of(config).get("epochs", 1)
     for group_id, group in ledger.groups.items():
         if len(group.steps) > max_uses:
             steps = ", ".join(map(str, group.steps))
@@ -135,22 +129,23 @@ def _group_problems(run_id: str, config: dict[str, Any], ledger: Ledger) -> Iter
                 f"group {group_id} was trained on at steps {steps} and may be used {max_uses}x"
             )
             yield Problem("trained_twice", group_id, sentence)
-        if group.draw is not None and group_id != layout.group_id(run_id, group.draw.draw):
-            sentence = f"group {group_id} is not named after draw {group.draw.draw} of run {run_id}"
+        owner = group.run_id or run_id
+        if group.draw is not None and group_id != layout.group_id(owner, group.draw.draw):
+            sentence = f"group {group_id} is not named after draw {group.draw.draw} of run {owner}"
             yield Problem("group_id", group_id, sentence)
+    score_set = replay_of(config).get("scores", layout.RUN_SCORES)
     for fact in ledger.trained:
         for group_id, times in Counter(fact.group_ids).items():
             if times > 1:
                 sentence = f"group {group_id} is in the batch of step {fact.step} {times} times"
                 yield Problem("trained_twice", group_id, sentence)
+        if fact.score_set != score_set:
+            sentence = f"step {fact.step} used scores {fact.score_set!r}, not {score_set!r}"
+            yield Problem("score", f"step {fact.step}", sentence)
     if ledger.status == "finished":
         for group_id in ledger.pending:
             sentence = f"group {group_id} is neither trained on nor dropped, and the run finished"
             yield Problem("pending", group_id, sentence)
-    most = (config["max_policy_age"] + 1) * config["groups_per_step"]
-    if ledger.peak_pending > most:
-        sentence = f"{ledger.peak_pending} groups were pending at once; the age bound allows {most}"
-        yield Problem("admission", run_id, sentence)
     for step in sorted(ledger.forked_steps - {fact.step for fact in ledger.diverged}):
         sentence = f"step {step} was trained again with other weights, and the log records no fork"
         yield Problem("fork", f"step {step}", sentence)
@@ -193,7 +188,11 @@ def _run_json_problems(
     except ValueError as error:
         yield Problem("run_json", key, f"{key} is not JSON: {error}")
         return
-    folded = json.loads(json.dumps(summarize(run_id, config, ledger)))
+    try:
+        folded = json.loads(json.dumps(summarize(run_id, config, ledger)))
+    except (ValueError, ArithmeticError, OSError) as error:
+        yield Problem("run_json", key, f"the log adds up to nothing that {key} could say: {error}")
+        return
     if not isinstance(stored, dict):
         yield Problem("run_json", key, f"{key} is no JSON object")
         return

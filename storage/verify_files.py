@@ -1,51 +1,52 @@
-"""The half of `verify` that opens files: parts, commits, evaluations and checkpoints.
+"""The part of `verify` that opens parts: episodes, commits, evaluations, and the user's code.
 
 Each part is opened once. What a part tells about its groups is kept until the steps are checked.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage import layout
-from storage.episodes import (
-    Figures,
-    check_scored,
-    check_table,
-    policy_version_bounds,
-    reward_mean,
-)
-from storage.facts import Committed, Evaluated, Generated, Step
+from storage.annotations import read_scores
+from storage.compaction import check_compaction
+from storage.episodes import Figures, check_scored, check_table
+from storage.facts import Committed, Evaluated, Generated, Replayed
 from storage.ledger import Ledger, Problem
 from storage.objects import ObjectNotFound, ObjectStore
-from storage.parts import describe_commit, read_file, read_part
+from storage.parts import CommitReader, describe_commit, read_file, read_part
+from storage.places import newest_places, read_compactions
 from storage.records import Commit, PartRef, read_record
-
-_TOLERANCE = 1e-9
-"""Relative and absolute; means are summed in another order where they were logged."""
-
-_IDENTITY = ["episode_id", "run_id", "group_id", "draw", "sample", "prompt_id", "environment"]
-"""Columns that tell which episode it is."""
+from storage.verify_evaluations import evaluation_problems
+from storage.verify_groups import Groups
 
 
 def file_problems(
     store: ObjectStore, run_id: str, config: dict[str, Any], ledger: Ledger, counted: Counter[str]
 ) -> Iterator[Problem]:
-    """All that is wrong with the files that the ledger names."""
-    audit = _Audit(store=store, run_id=run_id, config=config, ledger=ledger, counted=counted)
+    """All that is wrong with the files that the ledger names, but for checkpoints."""
+    audit = _Audit(
+        store=store,
+        run_id=run_id,
+        ledger=ledger,
+        counted=counted,
+        reader=CommitReader(store),
+        groups=Groups(run_id=run_id, config=config, ledger=ledger),
+    )
     for generated in ledger.generated:
         yield from audit.generated(generated)
     for committed in ledger.committed:
         yield from audit.committed(committed)
-    for step in ledger.trained:
-        yield from audit.step(step)
+    for replayed in ledger.replayed:
+        yield from audit.replayed(replayed)
+    yield from audit.groups.problems()
+    yield from audit.compactions()
     for evaluated in ledger.evaluated.values():
         yield from audit.evaluated(evaluated)
-    yield from audit.checkpoints()
     yield from audit.sources()
 
 
@@ -53,11 +54,12 @@ def file_problems(
 class _Audit:
     store: ObjectStore
     run_id: str
-    config: dict[str, Any]
     ledger: Ledger
     counted: Counter[str]
-    oldest: dict[str, int] = field(default_factory=dict)
-    """Oldest policy version of any token, by group, of the groups that could be read."""
+    reader: CommitReader
+    groups: Groups
+    commits: dict[str, Commit] = field(default_factory=dict)
+    """Commits of the run that could be read, by their name."""
 
     def generated(self, fact: Generated) -> Iterator[Problem]:
         """The part is as written, and the fact's figures are the part's."""
@@ -82,132 +84,97 @@ class _Audit:
     def committed(self, fact: Committed) -> Iterator[Problem]:
         """The commit record agrees with the log and its part, and the part's groups are whole."""
         try:
-            commit = read_record(self.store, fact.commit, Commit)
-            table = self._read(commit.part)
-            check_scored(table)
+            commit, table = self._commit(fact.commit)
         except (ValueError, ObjectNotFound) as error:
             yield Problem("part", fact.commit, f"commit {fact.commit} cannot be relied on: {error}")
             return
-        true = describe_commit(
-            self.run_id, commit.key, commit.part, table, created_at=commit.created_at
-        )
-        if commit != true or fact.commit != layout.commit_key(self.run_id, commit.key):
-            sentence = f"commit {fact.commit} says other things than its part {commit.part.key}"
-            yield Problem("commit", fact.commit, sentence)
-        if (fact.group_ids, fact.episodes) != (true.group_ids, true.rows):
+        yield from self._record(self.run_id, fact.commit, commit, table)
+        self.commits[commit.key] = commit
+        is_so = Figures.of(table)
+        if (fact.group_ids, fact.episodes) != (is_so.group_ids, is_so.rows):
             sentence = f"the log has other groups or episodes in {fact.commit} than its part has"
             yield Problem("commit", fact.commit, sentence)
-        yield from self._groups(table)
+        if fact.score_set != layout.RUN_SCORES:
+            sentence = f"{fact.commit} was committed with scores {fact.score_set!r}, not the run's"
+            yield Problem("commit", fact.commit, sentence)
+        yield from self.groups.add(table, None)
 
-    def _groups(self, table: pa.Table) -> Iterator[Problem]:
-        """Each group in the table is whole, and its episodes are of the draw that was admitted."""
-        oldest, _ = policy_version_bounds(table)
-        samples: dict[str, list[int]] = {}
-        for row, version in zip(table.select(_IDENTITY).to_pylist(), oldest.tolist(), strict=True):
-            group_id = row["group_id"]
-            samples.setdefault(group_id, []).append(row["sample"])
-            self.oldest[group_id] = min(version, self.oldest.get(group_id, version))
-            if not self._is_of_its_draw(row):
-                sentence = f"episode {row['episode_id']} is not of the draw that was admitted"
-                yield Problem("episode", row["episode_id"], sentence)
-        size = self.config["group_size"]
-        for group_id, found in samples.items():
-            if sorted(found) != list(range(size)):
-                sentence = f"group {group_id} has samples {found} where 0 to {size - 1} are due"
-                yield Problem("short_group", group_id, sentence)
-
-    def _is_of_its_draw(self, row: dict[str, Any]) -> bool:
-        group = self.ledger.groups.get(row["group_id"])
-        if group is None or group.draw is None:
-            return True  # Never admitted: the ledger has a problem for that.
-        return row == {
-            "episode_id": layout.episode_id(group.draw.group_id, row["sample"]),
-            "run_id": self.run_id,
-            "group_id": group.draw.group_id,
-            "draw": group.draw.draw,
-            "sample": row["sample"],
-            "prompt_id": group.draw.prompt_id,
-            "environment": group.draw.environment,
-        }
-
-    def step(self, fact: Step) -> Iterator[Problem]:
-        """The ages of the step's groups, by their tokens, are within the bound and as logged."""
-        name = f"step {fact.step}"
-        bound = self.config["max_policy_age"]
-        ages = {
-            group_id: fact.step - 1 - self.oldest[group_id]
-            for group_id in fact.group_ids
-            if group_id in self.oldest
-        }
-        for group_id, age in ages.items():
-            if age > bound:
-                sentence = (
-                    f"{name} trained on group {group_id} at age {age}; at most {bound} is allowed"
-                )
-                yield Problem("age", group_id, sentence)
-            if age < 0:
-                sentence = (
-                    f"{name} trained on group {group_id}, which has tokens of a later version"
-                )
-                yield Problem("age", group_id, sentence)
-        if not ages or len(ages) < len(fact.group_ids):
-            return
-        age_max, age_mean = max(ages.values()), sum(ages.values()) / len(ages)
-        if fact.age_max != age_max or not _is_close(fact.age_mean, age_mean):
+    def replayed(self, fact: Replayed) -> Iterator[Problem]:
+        """The other run's commit is as it made it, and holds all of the groups that were taken from it."""
+        try:
+            layout.check_run_id(fact.run_id)
+            commit, table = self._commit(fact.commit)
+            scores = None
+            if fact.score_set != layout.RUN_SCORES:
+                scores = read_scores(self.store, commit, fact.score_set)
+        except (ValueError, ObjectNotFound) as error:
             sentence = (
-                f"{name} was logged with ages up to {fact.age_max}, {fact.age_mean} on average; "
-                f"its episodes have {age_max} and {age_mean}"
+                f"commit {fact.commit}, of which groups were replayed, cannot be relied on: {error}"
             )
-            yield Problem("age", name, sentence)
+            yield Problem("part", fact.commit, sentence)
+            return
+        yield from self._record(fact.run_id, fact.commit, commit, table)
+        group_ids = pa.array([draw.group_id for draw in fact.draws], pa.string())
+        chosen = table.filter(pc.is_in(table["group_id"], group_ids))
+        there = set(chosen["group_id"].unique().to_pylist())
+        for draw in fact.draws:
+            if draw.group_id not in there:
+                sentence = f"group {draw.group_id} was replayed from {fact.commit}, which has no episode of it"
+                yield Problem("replayed", draw.group_id, sentence)
+        yield from self.groups.add(chosen, scores, size=fact.group_size)
+
+    def _commit(self, key: str) -> tuple[Commit, pa.Table]:
+        """A commit record and its episodes, wherever they lie by now."""
+        commit = read_record(self.store, key, Commit)
+        table = self.reader.read(commit)
+        check_table(table)
+        check_scored(table)
+        self._count(commit.part)
+        return commit, table
+
+    def _record(self, run_id: str, key: str, commit: Commit, table: pa.Table) -> Iterator[Problem]:
+        """The record is the one that a run would make of these episodes."""
+        true = describe_commit(run_id, commit.key, commit.part, table, created_at=commit.created_at)
+        if commit != true or key != layout.commit_key(run_id, commit.key):
+            sentence = f"commit {key} says other things than its part {commit.part.key}"
+            yield Problem("commit", key, sentence)
+
+    def compactions(self) -> Iterator[Problem]:
+        """The rows that readers will find once a commit's own part is gone are the commit's."""
+        try:
+            compactions = read_compactions(self.store, self.run_id)
+            places = newest_places(compactions)
+        except (ValueError, LookupError) as error:
+            sentence = f"the compactions of the run cannot be relied on: {error}"
+            yield Problem("compaction", layout.compactions_folder(self.run_id), sentence)
+            return
+        for compaction in compactions:
+            self.counted["compactions"] += 1
+            key = layout.compaction_key(self.run_id, compaction.number)
+            # What a newer one holds as well may be gone from this one.
+            commits = [
+                self.commits[each.commit]
+                for each in compaction.commits
+                if each.commit in self.commits
+                and compaction.parts[each.part] == places[each.commit].part
+            ]
+            try:
+                check_compaction(self.store, compaction, commits)
+            except (ValueError, ObjectNotFound) as error:
+                yield Problem("compaction", key, f"compaction {key} cannot be relied on: {error}")
 
     def evaluated(self, fact: Evaluated) -> Iterator[Problem]:
-        """The scores are those of the parts, on prompts that were never drawn for training."""
+        """The scores are those of the parts, which hold every prompt's answers."""
         name = f"evaluation {fact.name}"
         try:
             tables = [self._read(part) for part in fact.parts]
-            table = pa.concat_tables(tables).select(["sample", "prompt_id", "reward", "episode_id"])
+            table = pa.concat_tables(tables)
+            check_table(table)
             check_scored(table)
         except (ValueError, ObjectNotFound) as error:
             yield Problem("part", name, f"{name} cannot be relied on: {error}")
             return
-        samples = table["sample"].to_numpy()
-        for what, said, sample in (("sampled", fact.sampled, 0), ("greedy", fact.greedy, 1)):
-            chosen = table.filter(pa.array(samples == sample))
-            if chosen.num_rows != fact.num_prompts:
-                sentence = (
-                    f"{name} has {chosen.num_rows} {what} episodes for {fact.num_prompts} prompts"
-                )
-                yield Problem("evaluation", name, sentence)
-            elif chosen.num_rows and not _is_close(said, reward_mean(chosen)):
-                sentence = (
-                    f"{name} was logged as {said} {what}; its episodes give {reward_mean(chosen)}"
-                )
-                yield Problem("evaluation", name, sentence)
-        drawn = {group.draw.prompt_id for group in self.ledger.groups.values() if group.draw}
-        for prompt_id in sorted(drawn & set(table["prompt_id"].to_pylist())):
-            sentence = f"prompt {prompt_id} of {name} was drawn for training as well"
-            yield Problem("held_out", prompt_id, sentence)
-
-    def checkpoints(self) -> Iterator[Problem]:
-        """The files of checkpoints are as written.
-
-        One that is gone whole was pruned, unless it is to be kept.
-        """
-        ledger = self.ledger
-        kept = {0, max(ledger.steps, default=0)} if ledger.status == "finished" else set()
-        for step in sorted(kept - ledger.checkpoints.keys()):
-            sentence = f"the run finished without a checkpoint of step {step}"
-            yield Problem("checkpoint", f"step {step}", sentence)
-        for step, fact in ledger.checkpoints.items():
-            if step not in kept and not any(self.store.exists(file.key) for file in fact.files):
-                self.counted["pruned_checkpoints"] += 1
-                continue
-            self.counted["checkpoints"] += 1
-            for file in fact.files:
-                try:
-                    self.counted["bytes"] += len(read_file(self.store, file))
-                except (ValueError, ObjectNotFound) as error:
-                    yield Problem("checkpoint", file.key, str(error))
+        yield from evaluation_problems(self.run_id, self.ledger, fact, table)
 
     def sources(self) -> Iterator[Problem]:
         """The user's code is as it was kept."""
@@ -225,11 +192,10 @@ class _Audit:
         """
         table = read_part(self.store, part)
         check_table(table)
-        self.counted["parts"] += 1
-        self.counted["bytes"] += part.bytes
-        self.counted["episodes"] += table.num_rows
+        self._count(part)
         return table
 
-
-def _is_close(left: float, right: float) -> bool:
-    return math.isclose(left, right, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    def _count(self, part: PartRef) -> None:
+        self.counted["parts"] += 1
+        self.counted["bytes"] += part.bytes
+        self.counted["episodes"] += part.rows

@@ -1,0 +1,68 @@
+"""The part of `verify` that recounts evaluations from their scored episodes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from storage import layout
+from storage.episodes import policy_version_bounds, reward_mean
+from storage.facts import Evaluated
+from storage.ledger import Ledger, Problem
+from storage.verify_groups import is_close
+
+_SAMPLES = (("sampled", 0), ("greedy", 1))
+"""What the log calls the samples of a prompt, and their numbers."""
+
+
+def evaluation_problems(
+    run_id: str, ledger: Ledger, fact: Evaluated, table: pa.Table
+) -> Iterator[Problem]:
+    """Means, prompts and versions are as logged, and no prompt was drawn for training."""
+    name = f"evaluation {fact.name}"
+    yield from _whole(run_id, fact, table)
+    samples = table["sample"].to_numpy()
+    for what, sample in _SAMPLES:
+        said, chosen = getattr(fact, what), table.filter(pa.array(samples == sample))
+        if chosen.num_rows != fact.num_prompts:
+            sentence = (
+                f"{name} has {chosen.num_rows} {what} episodes for {fact.num_prompts} prompts"
+            )
+            yield Problem("evaluation", name, sentence)
+        elif chosen.num_rows and not is_close(said, reward_mean(chosen)):
+            sentence = (
+                f"{name} was logged as {said} {what}; its episodes give {reward_mean(chosen)}"
+            )
+            yield Problem("evaluation", name, sentence)
+    oldest, newest = policy_version_bounds(table)
+    versions = np.unique(np.concatenate([oldest, newest])).tolist()
+    if versions != [fact.policy_version]:
+        sentence = f"{name} is logged for policy version {fact.policy_version}; its tokens are of {versions}"
+        yield Problem("evaluation", name, sentence)
+    drawn = {group.draw.prompt_id for group in ledger.groups.values() if group.draw}
+    for prompt_id in sorted(drawn & set(table["prompt_id"].to_pylist())):
+        sentence = f"prompt {prompt_id} of {name} was drawn for training as well"
+        yield Problem("held_out", prompt_id, sentence)
+
+
+def _whole(run_id: str, fact: Evaluated, table: pa.Table) -> Iterator[Problem]:
+    """Every prompt has both samples, under its own name."""
+    name = f"evaluation {fact.name}"
+    columns = table.select(["run_id", "group_id", "draw", "sample", "episode_id"]).to_pylist()
+    samples: dict[int, list[int]] = {}
+    for row in columns:
+        samples.setdefault(row["draw"], []).append(row["sample"])
+        group_id = layout.group_id(f"{run_id}-{fact.name}", row["draw"])
+        if (row["run_id"], row["group_id"], row["episode_id"]) != (
+            run_id,
+            group_id,
+            layout.episode_id(group_id, row["sample"]),
+        ):
+            sentence = f"episode {row['episode_id']} is not of {name} of run {run_id}"
+            yield Problem("episode", row["episode_id"], sentence)
+    due = [number for _, number in _SAMPLES]
+    for draw in sorted(samples.keys() | set(range(fact.num_prompts))):
+        found = sorted(samples.get(draw, []))
+        if found != due or draw >= fact.num_prompts:
+            sentence = f"prompt {draw} of {name} has samples {found} where {due} are due"
+            yield Problem("evaluation", name, sentence)

@@ -1,0 +1,80 @@
+"""The digest of a checkpoint's weights, recomputed from its files alone.
+
+A safetensors file is read as what it is, a JSON header before raw bytes: so nothing of torch is needed, and no
+tensor is ever copied.
+
+    8 bytes: length n of the header │ n bytes: {"name": {"dtype", "shape", "data_offsets"}, …} │ bytes
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""What torch calls them, which is how the digest names them."""
+
+
+class WeightsDigest:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, whatever their order and their files.
+
+    Equal to the digest that the trainer logs. A tied tensor is stored once and counts under each of its names.
+
+    Example:
+        digest = WeightsDigest(tied={"lm_head.weight": "model.embed_tokens.weight"})
+        digest.add(key, data)
+        digest.hexdigest()
+    """
+
+    def __init__(self, tied: Mapping[str, str]) -> None:
+        self._aliases: dict[str, list[str]] = {}
+        for alias, stored in tied.items():
+            self._aliases.setdefault(stored, []).append(alias)
+        self._by_name: dict[str, bytes] = {}
+
+    def add(self, key: str, data: bytes) -> None:
+        """Take the tensors of a file. Raises ValueError if it is no safetensors file."""
+        for name, dtype, shape, content in _tensors(key, data):
+            for each in (name, *self._aliases.get(name, ())):
+                head = hashlib.sha256(f"{each}|{dtype}|{shape}|".encode())
+                head.update(content)
+                self._by_name[each] = head.digest()
+
+    def hexdigest(self) -> str:
+        """The digest of all tensors so far."""
+        total = hashlib.sha256()
+        for name in sorted(self._by_name):
+            total.update(self._by_name[name])
+        return total.hexdigest()
+
+
+def _tensors(key: str, data: bytes) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    """Name, dtype, shape and bytes of each tensor of a file."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise TypeError("its header is no table of tensors")
+        header.pop("__metadata__", None)
+        content = memoryview(data)[8 + length :]
+        for name, told in header.items():
+            begin, end = told["data_offsets"]
+            if not 0 <= begin <= end <= len(content):
+                raise ValueError(f"tensor {name} lies outside of the file")
+            shape = tuple(int(size) for size in told["shape"])
+            yield name, _DTYPES[told["dtype"]], shape, content[begin:end]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{key} is no safetensors file: {error}") from error
