@@ -20,7 +20,7 @@ from storage.ledger import Ledger
 from storage.log import read_incarnations
 from storage.objects import LocalStore, ObjectInfo, ObjectNotFound, ObjectStore
 from storage.places import newest_places, read_compactions
-from storage.records import Commit, Controller, FileRef, Record, read_record
+from storage.records import Commit, FileRef, Incarnation, Record, read_record
 from storage.runs import read_config
 from storage.tombstones import is_deleted, objects_of, stored_runs
 from storage.verify_log import log_problems
@@ -58,16 +58,16 @@ class Limits:
 
     before: float
     """Unix seconds: what was written later is left alone, and runs that showed life later."""
-    is_alive: Callable[[Controller], bool] = lambda _: False
-    """Whether a run's controller is known to live, however quiet it is."""
+    is_alive: Callable[[Incarnation], bool] = lambda _: False
+    """Whether an incarnation's controller is known to live, however quiet it is."""
 
     def spare(self, ledger: Ledger) -> bool:
         """Whether the run may be going on."""
         if ledger.status != "running":
             return False
-        controller = ledger.incarnations[-1].controller
-        seen = max([controller.claimed_at, *ledger.last_at.values()])
-        return seen >= self.before or self.is_alive(controller)
+        newest = ledger.incarnations[-1]
+        seen = max([newest.controller.claimed_at, *ledger.last_at.values()])
+        return seen >= self.before or self.is_alive(newest)
 
     def old(self, infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
         """Those that are not left alone for their age."""

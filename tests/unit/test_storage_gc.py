@@ -233,7 +233,7 @@ def test_a_run_that_may_be_going_on_is_left_alone(run: MadeRun) -> None:
         os.utime(run.store.root / key, (1, 1))
     for limits in (
         Limits(before=time.time() - HOUR),
-        Limits(before=NOW.before, is_alive=lambda controller: controller.pid > 1),
+        Limits(before=NOW.before, is_alive=lambda newest: newest.incarnation == 0),
     ):
         found = delete_garbage(run.store, limits)
         assert (found.garbage, found.spared) == ([], {"run": "by its log it is running"})
