@@ -64,7 +64,8 @@ def verify(store: ObjectStore, run_id: str) -> Report:
     except ValueError as error:
         if not store.keys(layout.incarnations_folder(run_id)):
             raise
-        report.problems.append(Problem("config", layout.config_key(run_id), str(error)))
+        key = layout.config_key(run_id)
+        report.problems.append(Problem("config", key, f"{key} cannot be relied on: {error}"))
         return report
     missing = [key for key in _LIMITS if not isinstance(config.get(key), int)]
     if missing:

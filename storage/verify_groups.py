@@ -39,8 +39,8 @@ class Groups:
     """Oldest policy version of any token, by group, of the groups that could be read."""
     newest: dict[str, int] = field(default_factory=dict)
     """The newest one."""
-    rewards: dict[str, set[float]] = field(default_factory=dict)
-    """What the scores that count are, by group."""
+    rewards: dict[str, list[float]] = field(default_factory=dict)
+    """The scores that count, by group."""
     _seeds: list[np.ndarray] = field(default_factory=list)
     _episodes: list[pa.ChunkedArray] = field(default_factory=list)
 
@@ -57,13 +57,14 @@ class Groups:
             samples.setdefault(group_id, []).append(row["sample"])
             self.oldest[group_id] = min(oldest, self.oldest.get(group_id, oldest))
             self.newest[group_id] = max(newest, self.newest.get(group_id, newest))
-            if scores is not None and (reward := scores.get(row["episode_id"])) is None:
-                sentence = f"episode {row['episode_id']} has no score in the set that counts"
-                yield Problem("score", row["episode_id"], sentence)
-            self.rewards.setdefault(group_id, set()).add(reward)
             if not self._is_of_its_draw(row):
                 sentence = f"episode {row['episode_id']} is not of the draw that was admitted"
                 yield Problem("episode", row["episode_id"], sentence)
+            if scores is not None and (reward := scores.get(row["episode_id"])) is None:
+                sentence = f"episode {row['episode_id']} has no score in the set that counts"
+                yield Problem("score", row["episode_id"], sentence)
+                continue
+            self.rewards.setdefault(group_id, []).append(reward)
         for group_id, found in samples.items():
             if sorted(found) != list(range(size)):
                 sentence = f"group {group_id} has samples {found} where 0 to {size - 1} are due"
@@ -90,6 +91,7 @@ class Groups:
         """What is wrong once all groups were looked at."""
         for step in self.ledger.trained:
             yield from self._ages(step)
+            yield from self._reward(step)
             for group_id in step.group_ids:
                 if self._has_signal(group_id, step.step) is False:
                     sentence = f"step {step.step} trained on group {group_id}, which has no signal"
@@ -104,8 +106,12 @@ class Groups:
     def _ages(self, fact: Step) -> Iterator[Problem]:
         """The ages of the step's groups, by their tokens, are within the bound and as logged."""
         name, bound = f"step {fact.step}", self.config["max_policy_age"]
-        own = [group_id for group_id in fact.group_ids if not self._is_replayed(group_id)]
-        ages = {g: fact.step - 1 - self.oldest[g] for g in own if g in self.oldest}
+        if any(self.ledger.groups[group_id].run_id for group_id in fact.group_ids):
+            if (fact.age_max, fact.age_mean) != (None, None):
+                sentence = f"{name} was logged with ages, which groups of other runs do not have"
+                yield Problem("age", name, sentence)
+            return
+        ages = {g: fact.step - 1 - self.oldest[g] for g in fact.group_ids if g in self.oldest}
         for group_id, age in ages.items():
             if age > bound:
                 sentence = (
@@ -117,10 +123,7 @@ class Groups:
                     f"{name} trained on group {group_id}, which has tokens of version {newest}"
                 )
                 yield Problem("age", group_id, sentence)
-        if fact.group_ids and not own and (fact.age_max, fact.age_mean) != (None, None):
-            sentence = f"{name} was logged with ages, which groups of other runs do not have"
-            yield Problem("age", name, sentence)
-        if not ages or len(ages) < len(own):
+        if not ages or len(ages) < len(fact.group_ids):
             return
         age_max, age_mean = max(ages.values()), sum(ages.values()) / len(ages)
         if fact.age_max != age_max or not is_close(fact.age_mean, age_mean):
@@ -130,8 +133,17 @@ class Groups:
             )
             yield Problem("age", name, sentence)
 
-    def _is_replayed(self, group_id: str) -> bool:
-        return self.ledger.groups[group_id].run_id is not None
+    def _reward(self, fact: Step) -> Iterator[Problem]:
+        """The mean reward that the trainer says it trained on is that of the episodes."""
+        said = fact.metrics.get("trained_reward")
+        if said is None or not fact.group_ids or not self.rewards.keys() >= set(fact.group_ids):
+            return
+        rewards = [each for group_id in fact.group_ids for each in self.rewards[group_id]]
+        is_so = math.fsum(rewards) / len(rewards)
+        # The trainer holds rewards in 32 bits.
+        if not abs(said - is_so) <= 1e-6 * max(1.0, *map(abs, rewards)):
+            sentence = f"step {fact.step} was logged with a mean reward of {said}; its episodes have {is_so}"
+            yield Problem("reward", f"step {fact.step}", sentence)
 
     def _has_signal(self, group_id: str, step: int | None) -> bool | None:
         """Whether anything can be learned of a group at a step; None if its episodes could not be read."""
@@ -140,7 +152,7 @@ class Groups:
         advantages = self.ledger.advantages.get(step) if step is not None else None
         if advantages is None:
             # Exact: a spread of rounding errors is none, and a small true one is.
-            return len(self.rewards[group_id]) > 1
+            return len(set(self.rewards[group_id])) > 1
         episodes = self.ledger.groups[group_id].num_episodes
         ids = (layout.episode_id(group_id, sample) for sample in range(episodes))
         return any(advantages.get(episode_id, 0.0) for episode_id in ids)

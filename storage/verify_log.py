@@ -21,6 +21,7 @@ def log_problems(
     keys = log.counting_keys(store, run_id, incarnations)
     yield from _gaps(store, run_id, incarnations, keys)
     yield from _seals(store, run_id, incarnations)
+    yield from _unclaimed(store, run_id, len(incarnations))
     for key in keys:
         try:
             entries.append(log.read_entry(store, key))
@@ -74,6 +75,17 @@ def _seals(store: ObjectStore, run_id: str, incarnations: list[Incarnation]) -> 
                 "and no seal stands there"
             )
             yield Problem("seal", key, sentence)
+
+
+def _unclaimed(store: ObjectStore, run_id: str, num_claimed: int) -> Iterator[Problem]:
+    """Entries of incarnations that were never claimed, or whose claim is gone. They do not count."""
+    claimed = tuple(layout.entry_prefix(run_id, number) for number in range(num_claimed))
+    stray = [key for key in store.keys(layout.log_folder(run_id)) if not key.startswith(claimed)]
+    # Of a living run, the next incarnation may have been claimed since.
+    if stray and not store.exists(layout.incarnation_key(run_id, num_claimed)):
+        more = f", and {len(stray) - 1} more" if len(stray) > 1 else ""
+        sentence = f"{stray[0]} is of an incarnation that nobody claimed{more}"
+        yield Problem("unclaimed", stray[0], sentence)
 
 
 def _late(run_id: str, entries: list[Entry]) -> Iterator[Problem]:

@@ -216,7 +216,13 @@ class MadeRun:
         self.log.append(self.commit(number, made))
 
     def train(
-        self, step: int, group_ids: Sequence[str | int], *, age: int | None = 0, salt: int = 0
+        self,
+        step: int,
+        group_ids: Sequence[str | int],
+        *,
+        age: int | None = 0,
+        salt: int = 0,
+        reward: float | None = None,
     ) -> None:
         """Train on groups, by their ids or the run's own draws."""
         named = tuple(
@@ -233,7 +239,7 @@ class MadeRun:
                 optimizer_updates=1,
                 age_max=age,
                 age_mean=None if age is None else float(age),
-                metrics={},
+                metrics={} if reward is None else {"trained_reward": reward},
                 checkpoint=None,
             )
         )
@@ -360,7 +366,7 @@ def finished(
     run.checkpoint(0)
     run.evaluate("initial", 0)
     run.round(0, [0, 1], cut(table([0, 1], [0, 0], run_id=run_id)))
-    run.train(1, [0, 1])
+    run.train(1, [0, 1], reward=0.55)
     run.checkpoint(1)
     run.claim()
     run.restore(1)

@@ -122,7 +122,7 @@ def test_a_group_that_was_dropped_and_trained_is_found(run: MadeRun) -> None:
 
 def test_a_short_group_is_found(store: LocalStore) -> None:
     run = made_run.finished(store, cut=lambda table: table.slice(1))
-    assert [each for each in _problems(run) if each[0] != "signal"] == [
+    assert [each for each in _problems(run) if each[0] == "short_group"] == [
         ("short_group", "run-00000000"),
         ("short_group", "run-00000002"),
     ]
