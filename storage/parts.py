@@ -38,6 +38,9 @@ _logger = logging.getLogger(__name__)
 ROW_GROUP_SIZE = 1024
 """Episodes per row group: who wants a few rows decodes no more than this."""
 
+_TEXTS = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
+"""Columns whose values are stored once; of tokens and their logprobs a dictionary costs more than it saves."""
+
 _AHEAD = 64
 """Parts that are fetched at once at most."""
 
@@ -50,7 +53,9 @@ def encode_part(table: pa.Table) -> bytes:
     check_table(table)
     sink = pa.BufferOutputStream()
     whole = table.replace_schema_metadata(SCHEMA.metadata).combine_chunks()
-    pq.write_table(whole, sink, compression="zstd", row_group_size=ROW_GROUP_SIZE)
+    pq.write_table(
+        whole, sink, compression="zstd", row_group_size=ROW_GROUP_SIZE, use_dictionary=_TEXTS
+    )
     return bytes(sink.getvalue())
 
 

@@ -198,6 +198,10 @@ def _infinite_logprob(row: Row) -> None:
     row["logprobs"] = [-0.5, float("-inf"), -0.25]
 
 
+def _null_logprob(row: Row) -> None:
+    row["logprobs"] = [-0.5, None, -0.25]
+
+
 def _nothing_written(row: Row) -> None:
     row["mask"] = [False] * 3
 
@@ -219,6 +223,7 @@ def _double(row: Row) -> None:
         (_long_mask, "one value of mask per token"),
         (_no_versions, "one value of token_policy_versions per token"),
         (_infinite_logprob, "a logprob that is not finite"),
+        (_null_logprob, "a logprob that is not finite"),
         (_nothing_written, "no token that the policy wrote"),
         (_empty, "no token that the policy wrote"),
         (_double, "is there twice"),
