@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.run import git_commit, versions
+from tasks.provenance import git_commit, versions
 
 FOLDER = Path(__file__).parents[1] / "docs" / "records"
 

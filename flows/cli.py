@@ -16,10 +16,11 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import machine, reports
+from flows import machine, maintenance, reports
 from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import check_input, check_machine, dry_run_plan
+from flows.resume import fork_config, resume
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -56,6 +57,14 @@ def run(
     run_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Name of the run; made up if not given.")
     ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN@STEP",
+            help="Go on from a checkpoint of another run, as a new run.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over preset and file."),
@@ -70,10 +79,18 @@ def run(
     """Post-train a model as a config says."""
     set_up_logging(verbose)
     with refusing_input():
-        if preset is None and config is None:
-            refuse(f"run needs --preset or --config: the presets are {', '.join(list_presets())}")
         chosen = [f"regime={regime}"] if regime is not None else []
-        resolved = load_config(preset=preset, file=config, overrides=[*chosen, *(overrides or [])])
+        chosen += overrides or []
+        if origin is not None:
+            if preset is not None:
+                refuse(
+                    f"--from {origin} brings that run's config with it: leave out --preset {preset}"
+                )
+            resolved = fork_config(origin, file=config, overrides=chosen, store=store)
+        elif preset is None and config is None:
+            refuse(f"run needs --preset or --config: the presets are {', '.join(list_presets())}")
+        else:
+            resolved = load_config(preset=preset, file=config, overrides=chosen)
         model = check_input(resolved, store, run_id=run_id)
         if not dry_run:
             check_machine(resolved, store, model)
@@ -95,10 +112,12 @@ def run(
     os._exit(outcome.code)
 
 
+app.command()(resume)
 app.command()(reports.runs)
 app.command()(reports.show)
 app.command()(reports.verify)
 app.command()(reports.episodes)
+app.command()(maintenance.gc)
 app.command()(report)
 app.command()(machine.server)
 app.command()(machine.doctor)

@@ -22,9 +22,12 @@ from flows.ephemeral import surroundings, wait_for_server
 from flows.terminal import FAILED
 from forge_core.config import RunConfig
 from forge_core.meshes import preload
-from forge_core.user_code import reference_to
+from forge_core.user_code import check_reference, load_object, reference_to
 from storage import layout
-from storage.objects import open_store
+from storage.log import Fenced
+from storage.objects import ObjectStore, open_store
+from storage.resume import read_ledger
+from storage.workspace import keep_folder, local_folder, locate
 
 if TYPE_CHECKING:
     from flows.loop import LoopFunction
@@ -56,20 +59,23 @@ def launch(
 ) -> Outcome:
     """Run a config to its end and say what came of it, with `loop` in its regime's place if there is one.
 
-    What the run's processes print goes to `output.log` in the run's folder.
+    A run that has begun goes on where its log ends. What the run's processes print goes to `output.log` in the run's
+    folder; where the store is not on this machine, that is a local one until the run ends.
     """
     store = open_store(store_uri)
-    run_id = run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder = store.local_path(layout.run_folder(run_id))
+    run_id = run_id or new_run_id()
+    folder = local_folder(store, run_id)
     folder.mkdir(parents=True, exist_ok=True)
     with _output_to(folder / "output.log", aside=verbose) as (out, err):
         # Lines are left whole: paths are there to be copied.
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as workdir:
-            console.print(f"run {run_id}: starting; its files lie in {folder}")
+            begun = store.exists(layout.incarnation_key(run_id, 0))
+            what = "going on" if begun else "starting"
+            console.print(f"run {run_id}: {what}; its files lie in {folder}")
             failure = _run(config, store_uri, run_id, folder, console, workdir, loop)
         if failure is not None:
-            _explain(failure, run_id, folder, console)
+            _explain(failure, run_id, store_uri, folder, console)
         # Deferred, like all that needs Prefect: it is imported once the server has been started.
         from flows.results import result_table
         from storage.summary import run_summary
@@ -84,12 +90,37 @@ def launch(
             out.write("\n")
         elif failure is None:
             console.print(result_table(summary))
-            kept = folder / "checkpoints" / format(summary["steps"], "08d")
-            console.print(f"checkpoint:  {kept}")
-            console.print(f"report:      {store.local_path(layout.report_key(run_id))}")
-            console.print(f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}")
-            console.print(f"next:        forgeflow show {run_id} --store {store_uri}")
+            _point_at(store, run_id, summary, console)
+    keep_folder(store, run_id, folder)
     return Outcome(code=_DONE if failure is None else FAILED, summary=summary, failure=failure)
+
+
+def own_loop_of(store: ObjectStore, run_id: str) -> LoopFunction | None:
+    """The loop of the user's that drives a run that has begun, if one does, loaded from where it was found then.
+
+    Raises ValueError if it is not there any more.
+    """
+    for source in reversed(read_ledger(store, run_id).sources):
+        if source.field == "loop":
+            check_reference("loop", source.reference)
+            loop: LoopFunction = load_object("loop", source.reference)
+            return loop
+    return None
+
+
+def new_run_id() -> str:
+    """An id that tells when a run began."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _point_at(store: ObjectStore, run_id: str, summary: dict[str, Any], console: Console) -> None:
+    """Say where the results lie."""
+    checkpoint = layout.checkpoint_folder(run_id, summary["steps"])
+    boards = f"{layout.run_folder(run_id)}tensorboard/"
+    console.print(f"checkpoint:  {locate(store, checkpoint)}")
+    console.print(f"report:      {locate(store, layout.report_key(run_id))}")
+    console.print(f"TensorBoard: tensorboard --logdir {locate(store, boards)}")
+    console.print(f"next:        forgeflow show {run_id} --store {store.uri}")
 
 
 def _run(
@@ -150,13 +181,17 @@ def _cancel_or_kill(task: asyncio.Task[None], number: int, interrupts: list[floa
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _explain(failure: BaseException, run_id: str, folder: Path, console: Console) -> None:
+def _explain(
+    failure: BaseException, run_id: str, store_uri: str, folder: Path, console: Console
+) -> None:
     traceback.print_exception(failure)
     if not isinstance(failure, Exception):
         console.print(f"run {run_id} was cancelled")
     else:
         console.print(f"run {run_id} failed: {type(failure).__name__}: {failure}", markup=False)
     console.print(f"details: {folder / 'output.log'}", markup=False)
+    if not isinstance(failure, Fenced):
+        console.print(f"go on:   forgeflow resume {run_id} --store {store_uri}", markup=False)
 
 
 @contextmanager

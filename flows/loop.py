@@ -10,9 +10,10 @@ from forge_core.config import RunConfig
 from storage import facts
 from storage.parts import read_committed
 from storage.records import Commit, read_record
+from tasks.checkpoints import checkpoint, is_checkpoint_due
 from tasks.collect import batch, generate, score
 from tasks.evaluation import evaluate
-from tasks.learn import checkpoint, is_checkpoint_due, publish, train
+from tasks.learn import publish, train
 from tasks.references import Round, Scored
 from tasks.run import ActiveRun
 
@@ -38,6 +39,9 @@ class ScoredEpisode:
 class Loop:
     """The steps of a run that a function of the user's drives.
 
+    When a run that broke off goes on, the function is called anew and answered from the log for the steps that it has:
+    it is to do the same again when it is told the same.
+
     Example:
         async def loop(run):
             for _ in range(run.config.steps):
@@ -49,9 +53,11 @@ class Loop:
     def __init__(self, run: ActiveRun) -> None:
         self._run = run
         self._scored: Scored | None = None
-        self.step = 0
+        self._known = run.ledger.current_step
+        """Last step that the log answers."""
+        self.step = run.ledger.base_step
         """Steps that were trained."""
-        self.policy_version = 0
+        self.policy_version = run.ledger.base_step
         """Version that the generators serve."""
 
     @property
@@ -72,18 +78,18 @@ class Loop:
                 f"collect() would sample from weights {age} steps old, above max_policy_age {bound}: publish() first"
             )
         step = self.step + 1
-        collected = Round(
-            number=step, first_step=step, last_step=step, policy_version=self.policy_version
-        )
-        self._scored = await score(await generate(collected))
+        collected = Round(number=step, first_step=step, last_step=step)
+        if step <= self._known:
+            self._scored = Scored(round=collected, tokens_per_second=0.0)
+        else:
+            self._scored = await score(await generate(collected))
         return self._episodes(collected)
 
     def _episodes(self, collected: Round) -> list[ScoredEpisode]:
         run = self._run
         commits = [
             read_record(run.store, fact.commit, Commit)
-            for fact in run.ledger.committed
-            if fact.round == collected.number
+            for fact in run.ledger.committed_in.get(collected.number, ())
         ]
         names = [*ScoredEpisode.__dataclass_fields__]
         table = read_committed(run.store, run.run_id, columns=names, commits=commits)
@@ -99,13 +105,18 @@ class Loop:
         """
         if self._scored is None:
             raise RuntimeError("train() follows collect()")
-        chosen = await batch(self._scored, dict(advantages))
-        await train((chosen,))
-        self.step, self._scored = chosen.step, None
-        return dict(self._run.ledger.steps[chosen.step].metrics)
+        step = self._scored.round.last_step
+        if step > self._known:
+            await train((await batch(self._scored, dict(advantages)),))
+        self.step, self._scored = step, None
+        return dict(self._run.ledger.steps[step].metrics)
 
     async def publish(self) -> None:
         """Give the generators the weights as they are, and keep a checkpoint if one is due."""
+        # A run that goes on has published the last step that its log knows, and no older one is asked for any more.
+        if self.step <= self._known:
+            self.policy_version = self.step
+            return
         await publish(self.step)
         self.policy_version = self.step
         if is_checkpoint_due(self._run, self.step):

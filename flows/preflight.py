@@ -44,8 +44,14 @@ def check_input(
     check_writable(store_uri)
     if run_id is not None and open_store(store_uri).exists(layout.config_key(run_id)):
         raise ValueError(
-            f"--run-id {run_id!r} exists in store {store_uri!r}: choose another, or leave it out"
+            f"--run-id {run_id!r} exists in store {store_uri!r}: go on with it by forgeflow resume {run_id}, "
+            "or choose another"
         )
+    return check_config(config)
+
+
+def check_config(config: RunConfig) -> ModelDirectory | None:
+    """As `check_input`, for a run that may have begun: the store is not looked at."""
     for field, reference in config.user_code().items():
         check_reference(field, reference)
     model = _model_directory(config)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from forge_core.config import RunConfig
 from tasks import segments
+from tasks.checkpoints import checkpoint, is_checkpoint_due
 from tasks.collect import buffer, generate, score
-from tasks.learn import checkpoint, is_checkpoint_due, publish, train
+from tasks.learn import publish, train
 from tasks.references import Round, Scored, Segment
 from tasks.run import ActiveRun
 from tasks.together import together
@@ -12,9 +14,8 @@ from tasks.together import together
 
 async def sync_rounds(run: ActiveRun) -> None:
     """On-policy: each step trains on what the weights before it have generated."""
-    for step in range(1, run.config.steps + 1):
-        this = Round(number=step, first_step=step, last_step=step, policy_version=step - 1)
-        scored = await _collect(this)
+    for step in range(run.ledger.current_step + 1, run.config.steps + 1):
+        scored = await _collect(Round(number=step, first_step=step, last_step=step))
         batches = await buffer(scored)
         await train(batches)
         await publish(step)
@@ -24,7 +25,7 @@ async def sync_rounds(run: ActiveRun) -> None:
 
 async def hybrid_rounds(run: ActiveRun) -> None:
     """Rounds of several steps: each is trained on while the next is collected with the weights before it."""
-    rounds = plan_rounds(run.config.steps, run.config.steps_per_round)
+    rounds = plan_rounds(run.config, run.ledger.current_step)
     if not rounds:
         return
     scored = await _collect(rounds[0])
@@ -42,7 +43,7 @@ async def hybrid_rounds(run: ActiveRun) -> None:
 async def async_segments(run: ActiveRun) -> None:
     """All stages at the same time: weights change under running requests, and admission bounds their age."""
     size = run.config.segment_steps
-    for first in range(1, run.config.steps + 1, size):
+    for first in range(run.ledger.current_step + 1, run.config.steps + 1, size):
         segment = Segment(first_step=first, last_step=min(first + size - 1, run.config.steps))
         await together(
             segments.generate(segment),
@@ -59,15 +60,11 @@ async def _collect(this: Round) -> Scored:
     return await score(await generate(this))
 
 
-def plan_rounds(steps: int, size: int) -> list[Round]:
-    """What is collected while a round trains is of the weights that were published before that round."""
-    firsts = list(range(1, steps + 1, size))
-    return [
-        Round(
-            number=number,
-            first_step=first,
-            last_step=min(first + size - 1, steps),
-            policy_version=max(0, first - 1 - size),
-        )
-        for number, first in enumerate(firsts, start=1)
+def plan_rounds(config: RunConfig, after_step: int) -> list[Round]:
+    """The rounds of a run that are not trained to their end after a step."""
+    size = config.steps_per_round
+    rounds = [
+        Round(number=number, first_step=first, last_step=min(first + size - 1, config.steps))
+        for number, first in enumerate(range(config.first_step, config.steps + 1, size), start=1)
     ]
+    return [round for round in rounds if round.last_step > after_step]

@@ -33,6 +33,7 @@ Nothing here knows of processes, time or Prefect.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -79,7 +80,9 @@ class Admission:
     steps: int
     """Steps of the run; no more is admitted than they use up."""
     replicas: int
-    """Generator replicas; each begins by serving version 0."""
+    """Generator replicas; each begins by serving the version before the first step."""
+    first_step: int = 1
+    """The first step; the draws of those before it were another run's."""
     admitted: int = 0
     """Draws admitted so far."""
     dropped: int = 0
@@ -97,7 +100,34 @@ class Admission:
                 f"max_policy_age {self.max_policy_age} is below ceil((window - 1) / groups_per_step) = "
                 f"{self.max_policy_age - self._spare}"
             )
-        self.served = {replica: 0 for replica in range(self.replicas)}
+        before = self.first_step - 1
+        self.admitted, self.taken = before * self.groups_per_step, before
+        self.served = {replica: before for replica in range(self.replicas)}
+
+    def resume(
+        self,
+        *,
+        taken: int,
+        served: int,
+        admitted: int,
+        dropped: int,
+        ready: Collection[int],
+        under_way: Collection[int],
+        orphaned: Collection[int],
+    ) -> None:
+        """Stand where a controller broke off that had these groups open, with new replicas that all serve `served`.
+
+        The bound holds on: a replica that serves newer weights than those that a group was admitted under only makes
+        it younger. Nobody generates what is `under_way` any more, and it is going to be finished all the same.
+        """
+        self.taken, self.admitted, self.dropped = taken, admitted, dropped
+        self.served = {replica: served for replica in range(self.replicas)}
+        states = ((_State.READY, ready), (_State.UNDER_WAY, under_way), (_State.ORPHANED, orphaned))
+        # No replica has the number -1.
+        self._open = {
+            ordinal: _Open(state, -1, served) for state, ordinals in states for ordinal in ordinals
+        }
+        self._last_batch = ()
 
     @property
     def _spare(self) -> int:
@@ -163,15 +193,22 @@ class Admission:
             self._open[ordinal].state = _State.ORPHANED
         return orphans
 
-    def adopt(self, replica: int) -> list[int]:
-        """Orphans that a replica now generates: those to which it gives no older tokens than the bound counts on."""
-        adopted = []
-        if (serves := self.served.get(replica)) is not None:
-            for ordinal, group in self._open.items():
-                if group.state is _State.ORPHANED and group.version <= serves:
-                    self._open[ordinal] = _Open(_State.UNDER_WAY, replica, group.version)
-                    adopted.append(ordinal)
-        return adopted
+    def orphans(self, replica: int) -> list[int]:
+        """Orphans that a replica may adopt: those to which it gives no older tokens than the bound counts on."""
+        if (serves := self.served.get(replica)) is None:
+            return []
+        return [
+            ordinal
+            for ordinal, group in sorted(self._open.items())
+            if group.state is _State.ORPHANED and group.version <= serves
+        ]
+
+    def adopt(self, replica: int, ordinals: Collection[int]) -> None:
+        """A replica generates these orphans from now on, from their first token. Raises ValueError if it may not."""
+        if refused := set(ordinals) - set(self.orphans(replica)):
+            raise ValueError(f"replica {replica} cannot adopt {sorted(refused)}")
+        for ordinal in ordinals:
+            self._open[ordinal] = _Open(_State.UNDER_WAY, replica, self._open[ordinal].version)
 
     def take(self, step: int) -> tuple[int, ...] | None:
         """The batch of a step in the order of draws, or None while too few groups are ready.

@@ -6,6 +6,7 @@ model.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -40,7 +41,25 @@ def build_tokenizer(context_length: int) -> PreTrainedTokenizerFast:
 
 
 def build_tiny_model(config: TinyModelConfig, seed: int, directory: Path) -> None:
-    """Write model and tokenizer to `directory`; the same config and seed write the same bytes."""
+    """Write model and tokenizer to `directory`, whole or not at all; one that is there is left as it is.
+
+    The same config and seed write the same bytes.
+    """
+    if (directory / "config.json").exists():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tmp-model-") as folder:
+        made = Path(folder) / "model"
+        _write_tiny_model(config, seed, made)
+        try:
+            made.rename(directory)
+        except OSError:
+            # Another controller of the run was faster, and has made the same.
+            if not (directory / "config.json").exists():
+                raise
+
+
+def _write_tiny_model(config: TinyModelConfig, seed: int, directory: Path) -> None:
     tokenizer = build_tokenizer(config.context_length)
     model_config = Qwen3Config(
         vocab_size=len(tokenizer),

@@ -11,6 +11,9 @@ from forge_core.admission import spare_steps
 
 Regime = Literal["sync", "async", "hybrid"]
 
+OF_ONE_REGIME = ("max_policy_age", "window", "steps_per_round")
+"""Keys whose values mean something else, or nothing, in another regime."""
+
 _ASYNC_AGE = 2
 _HYBRID_STEPS = 2
 

@@ -8,6 +8,7 @@ wrong is one ValueError of at most two lines.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from forge_core.config import RunConfig
-from forge_core.regime import Regime
+from forge_core.regime import OF_ONE_REGIME, Regime
 
 _MISSING = object()
 _OF_ONE_TASK = ("params", "prompt_template", "answer_template")
@@ -45,13 +46,25 @@ def list_presets() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def load_config(*, preset: str | None, file: str | None, overrides: list[str]) -> RunConfig:
+def load_config(
+    *,
+    preset: str | None,
+    file: str | None,
+    overrides: list[str],
+    base: dict[str, Any] | None = None,
+) -> RunConfig:
     """The config of a preset, a file and `dotted.key=value` overrides, the later ones winning.
 
-    Raises ValueError, with one or two lines that name field, value and mend.
+    Below all of them lies `base`, the stored config of another run; what its regime alone has is left out where the
+    regime is another. Raises ValueError, with one or two lines that name field, value and mend.
     """
     layers = [_read_preset(preset), _read_file(file), _read_overrides(overrides)]
+    stored = copy.deepcopy(base or {})
+    layers.insert(0, stored)
     regime = next((layer["regime"] for layer in reversed(layers) if "regime" in layer), "sync")
+    if stored and stored.get("regime") != regime:
+        for key in OF_ONE_REGIME:
+            stored.pop(key, None)
     merged: dict[str, Any] = {}
     for layer in layers:
         of_regime = _of_regime(layer.pop("regimes", {}), regime)

@@ -50,6 +50,8 @@ class Started(Record):
     """Names of the meshes that will log intervals."""
     sources: tuple[Source, ...] = ()
     """Code of the user's."""
+    config_sha256: str | None = None
+    """Hex SHA-256 of the stored config; None in logs of version 1."""
 
 
 class Forked(Record):
@@ -58,8 +60,10 @@ class Forked(Record):
     kind: Literal["forked"] = "forked"
     parent_run_id: str
     """The other run."""
+    parent_step: NonNegativeInt
+    """Step of the other run whose checkpoint it is."""
     step: NonNegativeInt
-    """Step of the other run after which this one goes on."""
+    """Step after which this run's own begin: the same in a fork, 0 in a replay."""
     checkpoint: str
     """Folder of that checkpoint."""
     weights_digest: str

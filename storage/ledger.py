@@ -91,6 +91,8 @@ class Ledger:
     """Steps whose retraining gave other weights."""
     batches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Groups that were batched, by step."""
+    dropped_in: dict[int, list[str]] = field(default_factory=dict)
+    """Groups that were considered for a step and dropped, by step."""
     advantages: dict[int, dict[str, float] | None] = field(default_factory=dict)
     """Advantages that a loop of the user's gave to the episodes of a batch, by step."""
     base_step: int = 0
@@ -101,6 +103,10 @@ class Ledger:
     """Checkpoints that incarnations went on from, in order."""
     last_round: int = -1
     """Largest number of a round of generation."""
+    generated_in: dict[int, list[facts.Generated]] = field(default_factory=dict)
+    """Parts that were generated, by round."""
+    committed_in: dict[int, list[facts.Committed]] = field(default_factory=dict)
+    """Commits, by round."""
     weights: dict[int, str] = field(default_factory=dict)
     """Digest of the weights by policy version."""
     last_at: dict[int, float] = field(default_factory=dict)
@@ -178,6 +184,20 @@ class Ledger:
             if group.draw is not None and not group.state.is_terminal()
         ]
 
+    def considered(self, step: int) -> list[str]:
+        """Groups that were considered for a step that has its batch: batched or dropped, in the order of their ids."""
+        return sorted([*self.batches.get(step, ()), *self.dropped_in.get(step, ())])
+
+    @property
+    def last_step(self) -> int:
+        """The largest step that was ever completed, or the one that the run began after."""
+        return max(self.steps, default=self.base_step)
+
+    @property
+    def served_version(self) -> int:
+        """Version that was published last."""
+        return self.published[-1].policy_version if self.published else self.base_step
+
     @property
     def total_seconds(self) -> float:
         """From the first claim to the last entry (or claim), in seconds."""
@@ -215,6 +235,7 @@ class Ledger:
             case facts.Generated():
                 self.last_round = max(self.last_round, fact.round)
                 self.generated.append(fact)
+                self.generated_in.setdefault(fact.round, []).append(fact)
                 for group_id in fact.group_ids:
                     self._reach(group_id, GroupState.GENERATED)
             case facts.Committed():
@@ -304,6 +325,7 @@ class Ledger:
     def _commit(self, fact: facts.Committed) -> None:
         self.committed.append(fact)
         self.commits[fact.commit] = fact
+        self.committed_in.setdefault(fact.round, []).append(fact)
         for group_id in fact.group_ids:
             group = self._reach(group_id, GroupState.COMMITTED)
             if group.commit not in (None, fact.commit):
@@ -316,6 +338,8 @@ class Ledger:
         reason = fact.reason
         group = self._reach(group_id, GroupState.DROPPED)
         group.dropped_at = fact.step
+        if fact.step is not None:
+            self.dropped_in.setdefault(fact.step, []).append(group_id)
         if group.steps:
             sentence = (
                 f"group {group_id} was dropped as {reason} and trained on at step {group.steps[0]}"

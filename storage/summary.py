@@ -62,7 +62,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "bitwise": _is_bitwise(config, ledger),
         "incarnations": len(ledger.incarnations),
         "retrained_steps": len(ledger.trained) - len(ledger.steps),
-        "steps": max(ledger.steps, default=ledger.base_step),
+        "steps": ledger.last_step,
         "policy_version": ledger.current_step,
         "optimizer_updates": sum(step.optimizer_updates for step in ledger.steps.values()),
         "eval": _evaluations(ledger),
@@ -113,7 +113,11 @@ def _lineage(ledger: Ledger) -> dict[str, Any]:
     return {
         "checkpoint": None
         if forked is None
-        else {"run_id": forked.parent_run_id, "step": forked.step, "key": forked.checkpoint},
+        else {
+            "run_id": forked.parent_run_id,
+            "step": forked.parent_step,
+            "key": forked.checkpoint,
+        },
         "replayed_groups": replayed,
     }
 

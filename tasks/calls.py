@@ -67,10 +67,13 @@ async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
 
 async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef) -> None:
     """Score a generated part and commit it. Idempotent by round and replica: the first commit counts."""
-    request = ScoreRequest(run_id=run.run_id, part=part, commit=layout.part_name(round, replica))
-    reply = await score_part(run, request)
+    name = layout.part_name(round, replica)
+    if layout.commit_key(run.run_id, name) in run.ledger.commits:
+        return
+    reply = await score_part(run, ScoreRequest(run_id=run.run_id, part=part, commit=name))
     assert reply.commit is not None
-    if reply.commit not in {fact.commit for fact in run.ledger.committed}:
+    # Looked up again: the entry may have been written although its writing failed.
+    if reply.commit not in run.ledger.commits:
         run.append(
             facts.Committed(
                 round=round,

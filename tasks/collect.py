@@ -16,9 +16,10 @@ from tasks.stage import attempt, stage
 
 @stage
 async def generate(round: Round) -> Generation:
-    """Draw the prompts of a round's steps and sample them on all replicas.
+    """Draw the prompts of a round's steps and sample them on all replicas, with the weights that they serve.
 
-    Idempotent by round: draws and seeds follow from it, and a round that lost a replica is redone whole.
+    Idempotent by round: what the log has of it is not generated again; draws and seeds follow from the round, and one
+    that lost a replica is redone whole.
     """
     run = current()
     config = run.config
@@ -27,13 +28,26 @@ async def generate(round: Round) -> Generation:
     unknown = [d for d in drawn if d.group_id not in run.ledger.groups]
     if unknown:
         run.append(admitted(round.number, unknown))
+    if not run.ledger.generated_in.get(round.number):
+        await _sample(run, round, drawn)
+    parts = run.ledger.generated_in.get(round.number, [])
+    return Generation(
+        round=round,
+        parts=tuple(fact.part for fact in parts),
+        replicas=tuple(fact.replica for fact in parts),
+        tokens_per_second=run.tokens_per_second.pop(round.number, 0.0),
+    )
+
+
+async def _sample(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> None:
+    config = run.config
     requests = {
         replica: GenerateRequest(
             run_id=run.run_id,
             key_prefix=layout.generated_prefix(run.run_id, layout.part_name(round.number, replica)),
             prompts=tuple(drawn[replica :: config.generators.replicas]),
             num_samples=config.group_size,
-            policy_version=round.policy_version,
+            policy_version=run.ledger.served_version,
             attempt=attempt(),
         )
         for replica in range(config.generators.replicas)
@@ -46,22 +60,19 @@ async def generate(round: Round) -> Generation:
         timeout_seconds=config.timeouts.stage_seconds,
     )
     new: list[facts.Fact] = []
-    stored: dict[int, StoredPart] = {}
+    stored: list[StoredPart] = []
     for replica, reply in zip(requests, replies, strict=True):
         if reply.stored is not None:
-            stored[replica] = reply.stored
+            stored.append(reply.stored)
             new.append(generated(round.number, replica, reply.stored))
         if dropped := not_dropped(run, reply.too_long):
             new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
-    run.append(*new)
-    seconds = max((part.seconds for part in stored.values()), default=0.0)
-    tokens = sum(part.response_tokens for part in stored.values())
-    return Generation(
-        round=round,
-        parts=tuple(part.part for part in stored.values()),
-        replicas=tuple(stored),
-        tokens_per_second=tokens / seconds if seconds else 0.0,
-    )
+    # At once: a round of which the log has a part is a round that it has whole.
+    if new:
+        run.append(*new)
+    seconds = max((part.seconds for part in stored), default=0.0)
+    tokens = sum(part.response_tokens for part in stored)
+    run.tokens_per_second[round.number] = tokens / seconds if seconds else 0.0
 
 
 @stage
@@ -91,20 +102,39 @@ async def buffer(scored: Scored) -> tuple[StepBatch, ...]:
 
 @stage
 async def batch(scored: Scored, advantages: dict[str, float]) -> StepBatch:
-    """The batch of a round's one step, with the advantages that were chosen for its episodes. Idempotent by step."""
+    """The batch of a round's one step, with the advantages that were chosen for its episodes.
+
+    Idempotent by step: what the log has of it counts, its advantages too.
+    """
     run = current()
+    step = scored.round.last_step
     groups = [
         group_id
-        for fact in run.ledger.committed
-        if fact.round == scored.round.number
+        for fact in run.ledger.committed_in.get(scored.round.number, ())
         for group_id in fact.group_ids
     ]
+    known = run.ledger.advantages.get(step)
     return choose_batch(
         run,
-        scored.round.last_step,
+        step,
         sorted(groups),
         tokens_per_second=scored.tokens_per_second,
-        advantages=advantages,
+        advantages=advantages if known is None else known,
+    )
+
+
+def known_batches(run: ActiveRun) -> tuple[StepBatch, ...]:
+    """The batches of the steps that the log has completed and the trainer has before it again, in order."""
+    ledger = run.ledger
+    return tuple(
+        choose_batch(
+            run,
+            step,
+            ledger.considered(step),
+            tokens_per_second=ledger.steps[step].metrics.get("generate/tokens_per_second", 0.0),
+            advantages=ledger.advantages.get(step),
+        )
+        for step in range(ledger.current_step + 1, ledger.last_step + 1)
     )
 
 

@@ -19,9 +19,12 @@ from tasks.stage import attempt, stage
 async def evaluate(name: str, policy_version: int) -> None:
     """Answer the held-out prompts, once sampled as in training with fixed seeds and once greedily, and score them.
 
-    Idempotent by name: a second evaluation of one name replaces the first.
+    Idempotent by name and version. A second evaluation of one name with another version replaces the first.
     """
     run = current()
+    known = run.ledger.evaluated.get(name)
+    if known is not None and known.policy_version == policy_version:
+        return
     prompts = run.environment.test_prompts(run.config.evaluation.num_prompts)
     drawn = [
         DrawnPrompt(draw=i, group_id=f"{run.run_id}-{name}-{i:08d}", prompt=prompt)

@@ -1,21 +1,20 @@
-"""A step: train on a batch, publish the weights, keep a checkpoint."""
+"""A step: train on a batch, and publish the weights."""
 
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 
 from forge_core.actors.messages import (
-    CheckpointReply,
     LoadReply,
     PublishReply,
     TrainReply,
     TrainRequest,
 )
-from storage import facts, layout
+from storage import facts
 from tasks.calls import on_replicas
+from tasks.checkpoints import settle_checkpoint
 from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
@@ -27,18 +26,19 @@ class BoundExceeded(RuntimeError):
 
 @stage
 async def train(batches: tuple[StepBatch, ...]) -> None:
-    """Train a round's steps. Idempotent by step: a step that the log has is not trained again."""
+    """Train steps. Idempotent by step: one that the trainer has behind it is not trained again."""
     run = current()
     for batch in batches:
-        if batch.step not in run.ledger.steps:
+        if batch.step > run.ledger.current_step:
             await train_step(run, batch)
 
 
 async def train_step(run: ActiveRun, batch: StepBatch) -> None:
     """Train one step and log it.
 
-    The trainer answers again for the step it completed last. Raises BoundExceeded if, on-policy, the trainer's
-    logprobs differ from the recorded ones.
+    The trainer answers again for the step it completed last. A step that is trained again after a crash and gives
+    other weights than before is recorded as a fork. Raises BoundExceeded if, on-policy, the trainer's logprobs differ
+    from the recorded ones.
     """
     request = TrainRequest(
         run_id=run.run_id,
@@ -55,8 +55,13 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
     _check_on_policy(run, reply)
     metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
     metrics["train/seconds"] = reply.seconds
+    new: list[facts.Fact] = []
+    before = run.ledger.steps.get(batch.step)
+    if before is not None and before.weights_digest != reply.weights_digest:
+        new.append(facts.Diverged(step=batch.step, reason="trained again, it gave other weights"))
     run.append(
         run.intervals("trainer", reply.intervals),
+        *new,
         facts.Step(
             step=batch.step,
             group_ids=batch.group_ids,
@@ -70,6 +75,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
             checkpoint=None,
         ),
     )
+    await settle_checkpoint(run, wait=False)
 
 
 def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:
@@ -172,30 +178,3 @@ def check_parity(run: ActiveRun, published: facts.Published) -> None:
             f"version {policy_version}: the probe's mean entropy is {parity.entropy:.3g} nats, below "
             f"parity.min_entropy {bound.min_entropy:g}: too certain to show a difference"
         )
-
-
-@stage
-async def checkpoint(step: int) -> None:
-    """Store all state after a step. Idempotent by step: a checkpoint counts once the log has it."""
-    run = current()
-    key = layout.checkpoint_folder(run.run_id, step)
-    if step in run.ledger.checkpoints:
-        return
-    answers: list[CheckpointReply] = await run.meshes.trainer.call(
-        "write_checkpoint", key, timeout_seconds=run.config.timeouts.stage_seconds
-    )
-    reply = answers[0]
-    run.append(
-        facts.Checkpoint(
-            step=step, key=key, weights_digest=reply.weights_digest, files=reply.files
-        ),
-        run.intervals("trainer", reply.intervals),
-    )
-    run.kept_step, run.kept_at = step, time.monotonic()
-
-
-def is_checkpoint_due(run: ActiveRun, step: int) -> bool:
-    """Whether so many steps or seconds have passed since the last one as the config says."""
-    every, every_seconds = run.config.checkpoint.every, run.config.checkpoint.every_seconds
-    by_steps = bool(every) and step - run.kept_step >= every
-    return by_steps or time.monotonic() - run.kept_at >= every_seconds

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from forge_core.actors.messages import (
@@ -24,7 +24,8 @@ from forge_core.actors.messages import (
 from forge_core.admission import Admission
 from forge_core.timeline import Interval, merged
 from storage import facts, layout
-from storage.ledger import GroupState
+from storage.ledger import GroupState, Ledger
+from tasks.batches import choose_batch
 from tasks.collect import admitted, draw, generated, not_dropped
 from tasks.learn import check_parity, published_fact
 from tasks.references import StepBatch
@@ -85,16 +86,19 @@ class Pipeline:
 
     @classmethod
     def of(cls, run: ActiveRun) -> Pipeline:
-        """The empty pipeline of a run whose generators serve version 0."""
-        config = run.config
-        admission = Admission(
-            groups_per_step=config.groups_per_step,
-            max_policy_age=config.max_policy_age,
-            window=config.window,
-            steps=config.steps,
-            replicas=config.generators.replicas,
-        )
-        return cls(run=run, admission=admission)
+        """The pipeline of a run whose generators all serve the step that it completed last.
+
+        Empty for a new run. Of one that goes on it has what the log tells: groups to be trained on, parts to be
+        scored, batches that were chosen; and what was under way in engines that are gone is begun again.
+        """
+        ledger = run.ledger
+        line = cls(run=run, admission=admission_of(run), num_requests=ledger.last_round + 1)
+        for fact in ledger.generated:
+            name = layout.part_name(fact.round, fact.replica)
+            if layout.commit_key(run.run_id, name) not in ledger.commits:
+                stored = stored_part(fact)
+                line.parts.append(Part(round=fact.round, replica=fact.replica, stored=stored))
+        return line
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for others to make it so."""
@@ -117,6 +121,7 @@ class Pipeline:
             or self.under_way.get(replica, 0) > 0
             or self._awaits_weights(replica)
             or self._room(replica) > 0
+            or bool(self.admission.orphans(replica))
         )
 
     def _awaits_weights(self, replica: int) -> bool:
@@ -125,11 +130,15 @@ class Pipeline:
 
     def _room(self, replica: int) -> int:
         """How many groups a replica may begin now: its share of the free slots, and no more than it decodes at once."""
-        config = self.run.config
         free = self.admission.free_slots(replica)
-        share = math.ceil(free / config.generators.replicas)
+        share = math.ceil(free / self.run.config.generators.replicas)
+        return min(share, self._at_once(replica))
+
+    def _at_once(self, replica: int) -> int:
+        """How many groups more a replica can decode at the same time."""
+        config = self.run.config
         at_once = max(1, config.generators.max_sequences // config.group_size)
-        return max(0, min(share, at_once - self.under_way.get(replica, 0)))
+        return max(0, at_once - self.under_way.get(replica, 0))
 
     def request(self, replica: int) -> AdvanceRequest:
         """What a replica is to be asked next, its new draws admitted; the same again until it is answered."""
@@ -147,9 +156,12 @@ class Pipeline:
     def _next_request(self, replica: int) -> AdvanceRequest:
         run, config = self.run, self.run.config
         seq, first = self.num_requests, self.admission.admitted
+        room = self._room(replica)
+        orphans = self.admission.orphans(replica)[: self._at_once(replica)]
         # Drawn before they are admitted: an environment may fail.
-        drawn = draw(run, range(first, first + self._room(replica)))
-        self.admission.admit(replica, len(drawn))
+        drawn = draw(run, [*orphans, *range(first, first + max(0, room - len(orphans)))])
+        self.admission.adopt(replica, orphans)
+        self.admission.admit(replica, len(drawn) - len(orphans))
         self.num_requests += 1
         return AdvanceRequest(
             run_id=run.run_id,
@@ -258,7 +270,71 @@ class Pipeline:
         self.tokens, self.seconds = 0, 0.0
         return speed
 
+    def can_choose(self, step: int) -> bool:
+        """Whether the batch of a step can be made: the log has it, or enough groups are ready."""
+        return step in self.run.ledger.batches or self.admission.take(step) is not None
+
+    def choose(self, step: int) -> None:
+        """Make the batch of a step."""
+        groups = self.run.ledger.considered(step)
+        if not groups:
+            ordinals = self.admission.take(step) or ()
+            groups = [layout.group_id(self.run.run_id, ordinal) for ordinal in ordinals]
+        self.batches[step] = choose_batch(
+            self.run, step, groups, tokens_per_second=self.take_speed()
+        )
+
     def _ordinal(self, group_id: str) -> int:
         admitted_draw = self.run.ledger.groups[group_id].draw
         assert admitted_draw is not None
         return admitted_draw.draw
+
+
+def admission_of(run: ActiveRun) -> Admission:
+    """Admission as the log tells it, for replicas that all serve the step that the run completed last."""
+    config, ledger = run.config, run.ledger
+    admission = Admission(
+        groups_per_step=config.groups_per_step,
+        max_policy_age=config.max_policy_age,
+        window=config.window,
+        steps=config.steps,
+        replicas=config.generators.replicas,
+        first_step=config.first_step,
+    )
+    admission.resume(
+        taken=max(ledger.batches, default=ledger.base_step),
+        served=ledger.current_step,
+        admitted=ledger.base_step * config.groups_per_step + len(ledger.groups),
+        dropped=sum(
+            group.reason is not None and group.dropped_at is None
+            for group in ledger.groups.values()
+        ),
+        ready={ordinal for ordinal, state in _unbatched(ledger) if state is GroupState.COMMITTED},
+        # Scored again or not at all: nothing of them is to be generated.
+        under_way={
+            ordinal for ordinal, state in _unbatched(ledger) if state is GroupState.GENERATED
+        },
+        orphaned={ordinal for ordinal, state in _unbatched(ledger) if state is GroupState.ADMITTED},
+    )
+    return admission
+
+
+def _unbatched(ledger: Ledger) -> Iterator[tuple[int, GroupState]]:
+    """Ordinal and state of each group that no step has considered and that is not dropped."""
+    batched = {group_id for groups in ledger.batches.values() for group_id in groups}
+    for group_id, group in ledger.groups.items():
+        if group.draw is not None and not group.state.is_terminal() and group_id not in batched:
+            yield group.draw.draw, group.state
+
+
+def stored_part(fact: facts.Generated) -> StoredPart:
+    """What a replica told of a part that the log has."""
+    return StoredPart(
+        part=fact.part,
+        group_ids=fact.group_ids,
+        policy_version_min=fact.policy_version_min,
+        policy_version_max=fact.policy_version_max,
+        prompt_tokens=fact.prompt_tokens,
+        response_tokens=fact.response_tokens,
+        seconds=0.0,
+    )

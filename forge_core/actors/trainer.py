@@ -16,12 +16,14 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from monarch.actor import Actor, current_rank, endpoint
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from forge_core.actors.checkpoint_writer import CheckpointWriter
 from forge_core.actors.messages import (
     CheckpointReply,
+    CheckpointRequest,
     PublishReply,
+    RestoreReply,
+    RestoreRequest,
     TrainReply,
     TrainRequest,
     WarmStartReply,
@@ -33,11 +35,11 @@ from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.profiling import Profiler
+from forge_core.sharding import join_group, load_weights, reshard, shard_model
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
 from storage.objects import open_store
-from storage.records import FileRef
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ class Trainer(Actor):
         self._last_reply: TrainReply | None = None
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
+        self._writer = CheckpointWriter()
         self._published: Manifest | None = None
 
     @endpoint
@@ -91,7 +94,7 @@ class Trainer(Actor):
 
         with self._timeline.during("startup"):
             if not dist.is_initialized():  # a retried load finds the group standing
-                self._join()
+                self._device = join_group(self._config.trainer, self._rendezvous, self._rank)
             torch.manual_seed(self._config.seed)
             model = load_causal_lm(model_dir)
             self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -100,40 +103,10 @@ class Trainer(Actor):
                     f"model.path {model_dir!r} has a tokenizer without an end-of-sequence token: add eos_token to "
                     "its tokenizer_config.json"
                 )
-            self._model = self._shard(model)
+            self._model = shard_model(model, self._config, self._device)
             self._learner = Learner(
                 self._model, self._config, self._device, self._pad_id(), self._rank
             )
-
-    def _join(self) -> None:
-        on_gpu = self._config.trainer.device == "cuda"
-        if on_gpu:
-            self._device = torch.device("cuda", 0)  # each rank sees only its own GPU
-            torch.cuda.set_device(self._device)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            # By file: a TCP store would listen on every address of the machine.
-            init_method=f"file://{self._rendezvous}",
-            rank=self._rank,
-            world_size=self._config.trainer.ranks,
-            device_id=self._device if on_gpu else None,
-        )
-
-    def _shard(self, model: torch.nn.Module) -> torch.nn.Module:
-        mesh = init_device_mesh(self._device.type, (self._config.trainer.ranks,))
-        policy = (
-            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            if self._config.model.dtype == "bfloat16"
-            else MixedPrecisionPolicy()
-        )
-        model.to(self._device)
-        blocks = set(getattr(model, "_no_split_modules", None) or ())
-        for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
-        # Without dropout: the policy that is trained is the one that sampled.
-        model.eval()
-        return model
 
     def _agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives; an error on every rank if any fails, so that none enters a collective alone."""
@@ -226,6 +199,7 @@ class Trainer(Actor):
         """Assemble the full weights on every rank and lay them out; kept until the next step."""
         full: dict[int, torch.Tensor] = {}
         named = []
+        reshard(self._model)
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             # Tied parameters are one object under two names: gather it once, so that it stays one.
             if id(tensor) not in full:
@@ -283,29 +257,93 @@ class Trainer(Actor):
             return warm_start.probe(self._load_environment(), self._tokenizer, num_tokens)
 
     @endpoint
-    async def write_checkpoint(self, key: str) -> CheckpointReply:
-        """Store weights in Hugging Face layout, with the optimizer's state beside them.
+    async def begin_checkpoint(self, request: CheckpointRequest) -> CheckpointReply:
+        """Copy all state and write it in the background: weights in Hugging Face layout, the optimizer's state beside.
 
-        There is no random state to keep: seeds of samples follow from ids, and training draws nothing.
+        There is no random state to keep: seeds of samples follow from ids, and training draws nothing. Asked again for
+        the same step, it only answers. Raises ValueError if the trainer stands elsewhere.
         """
-        from forge_core.checkpoint import write_checkpoint
+        # Deferred: it brings what only a checkpoint needs.
+        from forge_core.checkpoint import Snapshot, write_checkpoint
 
-        assert self._weights is not None, "a checkpoint follows warm_start or train"
-        with self._timeline.during("checkpoint"):
-            manifest, buckets = self._weights
-            state = self._learner.full_state()
-            files: tuple[FileRef, ...] = ()
-            if self._rank == 0:
-                tensors = packing.unpack(manifest, buckets)
-                files = write_checkpoint(
-                    self._store, key, self._model, self._tokenizer, tensors, state
+        assert self._weights is not None, "a checkpoint follows warm_start, restore or train"
+        if request.step != self._step:
+            raise ValueError(
+                f"a checkpoint of step {request.step} is asked for at step {self._step}"
+            )
+        manifest, buckets = self._weights
+        if not self._writer.has(request.step):
+            with self._timeline.during("checkpoint"):
+                tensors, rest = self._learner.full_state()
+                snapshot = Snapshot(
+                    run_id=request.run_id,
+                    step=request.step,
+                    weights_digest=manifest.digest,
+                    weights=packing.unpack(manifest, buckets),
+                    optimizer_tensors=tensors,
+                    optimizer_rest=rest,
                 )
+            write = functools.partial(
+                write_checkpoint, self._store, request.key, self._model, self._tokenizer, snapshot
+            )
+            # Only rank 0 writes: tensors are gathered whole.
+            self._writer.begin(request.step, write if self._rank == 0 else lambda: ("", ()))
         return CheckpointReply(
-            key=key,
+            step=request.step,
             weights_digest=manifest.digest,
+            intervals=tuple(self._timeline.drain()),
+        )
+
+    @endpoint
+    async def finish_checkpoint(
+        self, step: int, weights_digest: str, wait: bool
+    ) -> CheckpointReply:
+        """Tell what became of the checkpoint that was begun, having waited or not. Raises what writing raised."""
+        written = await self._writer.finished(wait=wait)
+        key, files = written if written is not None else (None, ())
+        return CheckpointReply(
+            step=step,
+            weights_digest=weights_digest,
+            key=key,
             files=files,
             intervals=tuple(self._timeline.drain()),
         )
+
+    @endpoint
+    async def write_checkpoint_again(self, step: int) -> None:
+        """Write once more what was taken of a step and could not be written. Raises ValueError if it was not taken."""
+        if not self._writer.has(step):
+            raise ValueError(f"no checkpoint of step {step} was begun")
+        self._writer.again()
+
+    @endpoint
+    async def restore(self, request: RestoreRequest) -> RestoreReply:
+        """Load a checkpoint of any number of ranks, and stand where it was taken; safe to repeat.
+
+        Raises ObjectNotFound, and ValueError if a file is damaged or does not fit the model.
+        """
+        from forge_core.checkpoint import read_optimizer, read_weights
+
+        with self._timeline.during("startup"):
+            # Each rank reads alone; only when all have it is there a collective.
+            self._agreed(
+                lambda: load_weights(
+                    self._model, read_weights(self._store, request.key, request.files)
+                )
+            )
+            self._agreed(
+                lambda: self._learner.load_state(
+                    read_optimizer(self._store, request.key, request.files)
+                )
+            )
+            manifest = self._gather(policy_version=request.step)
+        if manifest.digest != request.weights_digest:
+            raise ValueError(
+                f"{request.key} holds other weights than the log says: their digest is {manifest.digest[:12]}… "
+                f"and not {request.weights_digest[:12]}…"
+            )
+        self._step, self._last_reply = request.step, None
+        return RestoreReply(weights_digest=manifest.digest, intervals=tuple(self._timeline.drain()))
 
     @endpoint
     async def intervals(self) -> tuple[Interval, ...]:

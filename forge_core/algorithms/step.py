@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from forge_core.algorithms.custom_loss import CustomLoss
 from forge_core.algorithms.grpo import LossSums, grpo_loss
 from forge_core.algorithms.ratios import Ratios
 from forge_core.config import RunConfig
+from forge_core.sharding import reshard, shard_like
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,15 +210,40 @@ class Learner:
         Empty before the optimizer's first step.
         """
         tensors: dict[str, torch.Tensor] = {}
+        reshard(self._model)
         for name, parameter in self._model.named_parameters():
             for entry, value in self._optimizer.state.get(parameter, {}).items():
                 full = value.full_tensor() if hasattr(value, "full_tensor") else value
-                tensors[f"{name}/{entry}"] = full.detach().cpu().contiguous()
+                # A copy: with one rank the full tensor is the optimizer's own, which the next step changes.
+                tensors[f"{name}/{entry}"] = full.detach().cpu().clone()
         groups = [
             {key: value for key, value in group.items() if key != "params"}
             for group in self._optimizer.param_groups
         ]
         return tensors, {"param_groups": groups}
+
+    def load_state(self, pieces: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Begin post-training with what `full_state` gave, of any number of ranks; nothing to load is a fresh start.
+
+        Raises ValueError for state of a parameter that the model has not got, or of another shape.
+        """
+        reshard(self._model)
+        self.begin_post_training()
+        parameters = dict(self._model.named_parameters())
+        for piece in pieces:
+            for key, value in piece.items():
+                name, _, entry = key.rpartition("/")
+                if (parameter := parameters.get(name)) is None:
+                    raise ValueError(
+                        f"the checkpoint has an optimizer's state of {name!r}, a parameter unknown here"
+                    )
+                if value.shape not in (parameter.shape, torch.Size([])):
+                    raise ValueError(
+                        f"the optimizer's {key!r} has shape {tuple(value.shape)} where {tuple(parameter.shape)} is due"
+                    )
+                # As AdamW makes them itself: moments lie where the parameter does, the count of steps on the CPU.
+                state = self._optimizer.state[parameter]
+                state[entry] = value.clone() if value.ndim == 0 else shard_like(value, parameter)
 
     def bytes_by_group(self) -> dict[str, int]:
         """Bytes that this rank holds of parameters, their gradients, and the optimizer's state."""

@@ -115,11 +115,41 @@ class Pipeline(RuleBasedStateMachine):
 
     @rule(replica=st.integers(0, 2))
     def adopt(self, replica: int) -> None:
-        for ordinal in self.admission.adopt(replica):
+        orphans = self.admission.orphans(replica)
+        self.admission.adopt(replica, orphans)
+        for ordinal in orphans:
             assert ordinal not in self.at_work
             # What a new replica samples begins with the weights that it serves.
             self.oldest[ordinal] = self.serves[replica]
             self.at_work[ordinal] = replica
+
+    @rule(data=st.data())
+    def restart(self, data: st.DataObject) -> None:
+        """The controller dies; another goes on from what the log tells, with replicas that all serve one version."""
+        newest = max(self.serves.values(), default=0)
+        served = data.draw(st.integers(newest, self.admission.taken))
+        # Of what was under way some is stored unscored, and is scored now; the rest is lost in the engines.
+        stored = {o for o in self.at_work if data.draw(st.booleans())}
+        lost = set(self.oldest) - self.done - self.outside - stored
+        before = self.admission
+        self.admission = Admission(
+            groups_per_step=self.size,
+            max_policy_age=self.age,
+            window=before.window,
+            steps=self.steps,
+            replicas=self.replicas,
+        )
+        self.admission.resume(
+            taken=before.taken,
+            served=served,
+            admitted=before.admitted,
+            dropped=len(self.outside),
+            ready=self.done - self.trained.keys(),
+            under_way=stored,
+            orphaned=lost,
+        )
+        self.serves = dict.fromkeys(range(self.replicas), served)
+        self.at_work = dict.fromkeys(stored, -1)
 
     @invariant()
     def ages_are_bounded(self) -> None:
@@ -190,9 +220,13 @@ def test_an_orphan_waits_for_weights_as_new_as_those_it_was_admitted_under():
     admission.serve(0, 1)
     (orphan,) = admission.admit(0, 1)
     assert admission.lose(0) == [orphan]
-    assert admission.adopt(1) == []
+    assert admission.orphans(1) == []
+    with pytest.raises(ValueError, match="cannot adopt"):
+        admission.adopt(1, [orphan])
     admission.serve(1, 1)
-    assert admission.adopt(1) == [orphan]
+    assert admission.orphans(1) == [orphan]
+    admission.adopt(1, [orphan])
+    assert (admission.orphans(1), admission.under_way(1)) == ([], [orphan])
 
 
 def test_impossible_versions_are_refused():

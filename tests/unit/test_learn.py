@@ -83,6 +83,7 @@ def holding(
         config=RunConfig(),
         store_uri=store.uri,
         store=store,
+        folder=store.root,
         log=log,
         ledger=Ledger.fold([], read_incarnations(store, "r")),
         meshes=meshes,

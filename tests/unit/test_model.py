@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forge_core.checkpoint import TRAINER_FOLDER, write_checkpoint
+from forge_core.checkpoint import TRAINER_FOLDER, Snapshot, write_checkpoint
 from forge_core.config import TinyModelConfig
 from forge_core.model import build_tiny_model, build_tokenizer, load_causal_lm
 from forge_core.weights.packing import pack, unpack
@@ -116,7 +116,16 @@ def test_a_checkpoint_is_a_folder_that_transformers_loads(directory: Path, tmp_p
     plain = {"param_groups": [{"lr": 0.1, "betas": [0.9, 0.95]}]}
     store = LocalStore(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
-    files = write_checkpoint(store, "checkpoints/5/", model, tokenizer, weights, (moments, plain))
+    snapshot = Snapshot(
+        run_id="r",
+        step=5,
+        weights_digest="d",
+        weights=weights,
+        optimizer_tensors=moments,
+        optimizer_rest=plain,
+    )
+    key, files = write_checkpoint(store, "checkpoints/5/", model, tokenizer, snapshot)
+    assert key == "checkpoints/5/"
     folder = tmp_path / "checkpoints" / "5"
 
     again = AutoModelForCausalLM.from_pretrained(str(folder))

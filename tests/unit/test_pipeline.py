@@ -76,6 +76,7 @@ def line(tmp_path: Path) -> Pipeline:
         config=CONFIG,
         store_uri=store.uri,
         store=store,
+        folder=store.root,
         log=cast(RunLog, Failing(log)),
         ledger=Ledger.fold([], read_incarnations(store, "r")),
         meshes=cast(Any, type("Meshes", (), {"generators": (Mesh("generator-0"),)})),

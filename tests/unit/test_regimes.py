@@ -79,16 +79,28 @@ def test_a_table_of_no_regime_is_refused(tmp_path):
             load_config(preset=None, file=str(file), overrides=[])
 
 
-def test_a_round_is_sampled_with_the_weights_before_the_round_that_trains_meanwhile():
-    planned = [(r.first_step, r.last_step, r.policy_version) for r in plan_rounds(7, 3)]
-    assert planned == [(1, 3, 0), (4, 6, 0), (7, 7, 3)]
-    for steps, size in ((9, 1), (8, 2), (11, 4)):
-        ages = [s - 1 - r.policy_version for r in plan_rounds(steps, size) for s in r.steps]
-        assert max(ages) == 2 * size - 1
+def _rounds(steps: int, size: int, *, after: int = 0, **more: int) -> list[tuple[int, int, int]]:
+    config = RunConfig.model_validate(
+        {"regime": "hybrid", "steps": steps, "steps_per_round": size, **more}
+    )
+    return [(r.number, r.first_step, r.last_step) for r in plan_rounds(config, after)]
+
+
+def test_rounds_cover_all_steps_and_a_run_that_goes_on_keeps_those_it_has_not_ended():
+    assert _rounds(7, 3) == [(1, 1, 3), (2, 4, 6), (3, 7, 7)]
+    assert _rounds(7, 3, after=2) == _rounds(7, 3)
+    assert _rounds(7, 3, after=3) == [(2, 4, 6), (3, 7, 7)]
+    assert _rounds(7, 3, after=7) == []
+
+
+def test_the_rounds_of_a_fork_follow_the_steps_of_its_parent():
+    fork = {"parent_run_id": "before", "parent_step": 4}
+    assert _rounds(9, 2, after=4, **fork) == [(1, 5, 6), (2, 7, 8), (3, 9, 9)]
 
 
 def test_no_steps_are_no_rounds_and_no_segments():
-    run = cast(Any, SimpleNamespace(config=RunConfig(steps=0)))
+    ledger = SimpleNamespace(current_step=0)
+    run = cast(Any, SimpleNamespace(config=RunConfig(steps=0), ledger=ledger))
     for regime in REGIMES.values():
         asyncio.run(regime(run))
 

@@ -1,0 +1,125 @@
+"""Going on from what a store has: the command `resume`, and the config of a fork."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.liveness import true_status
+from flows.preflight import check_config, check_machine
+from flows.terminal import (
+    DEFAULT_STORE,
+    FAILED,
+    Json,
+    Run,
+    Store,
+    Verbose,
+    print_json,
+    refusing_input,
+    set_up_logging,
+)
+from forge_core.config import RunConfig
+from forge_core.settings import load_config
+from storage.objects import ObjectStore, check_writable, open_store
+from storage.resume import find_checkpoint, read_ledger
+from storage.runs import read_config
+from storage.summary import run_summary
+
+
+def resume(
+    run: Run,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also from a process that still holds the run.")
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with a run that was interrupted, cancelled or failed, where its log ends."""
+    set_up_logging(verbose)
+    with refusing_input():
+        opened = open_store(store)
+        config = RunConfig.model_validate(read_config(opened, run))
+        ledger = read_ledger(opened, run)
+        status = true_status(ledger.status, ledger.incarnations)
+        if status != "finished":
+            check_writable(store)
+            check_machine(config, store, check_config(config))
+    if status == "finished":
+        summary = run_summary(opened, run)
+        steps = f"{summary['steps']} of {config.steps} steps"
+        more = f"forgeflow run --from {run}@{summary['steps']} --set steps=N trains on from it"
+        if json_output:
+            print_json(summary)
+        else:
+            typer.echo(f"Run {run} is finished: {steps} are trained. {more}.")
+        return
+    if status == "running" and ledger.incarnations and not take_over:
+        holder = ledger.incarnations[-1].controller
+        typer.echo(
+            f"run {run} is held by process {holder.pid} on {holder.host}: wait for its end, cancel it, or take it "
+            "over with --take-over",
+            err=True,
+        )
+        raise typer.Exit(FAILED)
+    _launch(config, opened, run, json_output=json_output, verbose=verbose)
+
+
+def _launch(
+    config: RunConfig, store: ObjectStore, run_id: str, *, json_output: bool, verbose: bool
+) -> None:
+    # Deferred: it brings Prefect, which takes seconds to import.
+    from flows.launch import launch, own_loop_of
+
+    with refusing_input():
+        loop = own_loop_of(store, run_id)
+    outcome = launch(
+        config,
+        store_uri=store.uri,
+        run_id=run_id,
+        json_output=json_output,
+        verbose=verbose,
+        loop=loop,
+    )
+    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(outcome.code)
+
+
+def fork_config(origin: str, *, file: str | None, overrides: list[str], store: str) -> RunConfig:
+    """The config of a run that goes on from `RUN@STEP`, or from the newest checkpoint of `RUN`.
+
+    It is the other run's config with file and overrides over it. Raises ValueError if there is no such checkpoint, it
+    is of another model, or nothing would be left to train.
+    """
+    parent, _, step_text = origin.partition("@")
+    if step_text and not step_text.isdigit():
+        raise ValueError(f"--from {origin!r} names no step: write RUN@STEP, such as {parent}@10")
+    opened = open_store(store)
+    stored = read_config(opened, parent)
+    kept = find_checkpoint(opened, parent, int(step_text) if step_text else None)
+    base = {**stored, "parent_run_id": parent, "parent_step": kept.step, "replay": None}
+    config = load_config(preset=None, file=file, overrides=overrides, base=base)
+    if (config.parent_run_id, config.parent_step) != (parent, kept.step):
+        raise ValueError(
+            f"parent_run_id and parent_step follow from --from {origin!r}: leave them out"
+        )
+    if config.model.model_dump(mode="json", exclude={"shape"}) != _model_of(stored):
+        raise ValueError(
+            f"model differs from that of run {parent!r}, whose weights it gets: leave it as it is"
+        )
+    if config.steps <= kept.step:
+        raise ValueError(
+            f"steps {config.steps} leaves nothing to train after step {kept.step} of run {parent!r}: --set steps to "
+            "a larger number, which counts from that run's first step"
+        )
+    return config
+
+
+def _model_of(stored: dict[str, object]) -> dict[str, object]:
+    model = RunConfig.model_validate(stored).model
+    return model.model_dump(mode="json", exclude={"shape"})

@@ -1,0 +1,94 @@
+"""The trainer's layout: a process group, a model sharded by FSDP2, and whole tensors into and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from forge_core.config import RunConfig, TrainerConfig
+
+
+def join_group(config: TrainerConfig, rendezvous: str, rank: int) -> torch.device:
+    """Join the process group of all ranks, which meet at the file `rendezvous`; the device of this one."""
+    on_gpu = config.device == "cuda"
+    # Each rank sees only its own GPU.
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        # By file: a TCP store would listen on every address of the machine.
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=config.ranks,
+        device_id=device if on_gpu else None,
+    )
+    return device
+
+
+def shard_model(model: torch.nn.Module, config: RunConfig, device: torch.device) -> torch.nn.Module:
+    """The model on the device, sharded over all ranks block by block; without dropout."""
+    mesh = init_device_mesh(device.type, (config.trainer.ranks,))
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if config.model.dtype == "bfloat16"
+        else MixedPrecisionPolicy()
+    )
+    model.to(device)
+    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Without dropout: the policy that is trained is the one that sampled.
+    model.eval()
+    return model
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Have every module hold its sharded parameters, as a forward pass without a backward one does not leave them.
+
+    Only those are what the optimizer and a checkpoint know.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on the device and, where `like` is one, as a DTensor of its layout; without communication."""
+    if not isinstance(like, DTensor):
+        return full.to(like.device, copy=True)
+    # No rank sends: every rank has read the whole tensor.
+    return distribute_tensor(
+        full.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def load_weights(model: torch.nn.Module, pieces: Iterable[Mapping[str, torch.Tensor]]) -> None:
+    """Copy whole tensors, by their Hugging Face names, into a model that may be sharded.
+
+    Raises ValueError for a name that the model has not got, another shape, or a tensor of the model that is missing.
+    """
+    reshard(model)
+    own = model.state_dict(keep_vars=True)
+    missing = {id(tensor): name for name, tensor in own.items()}
+    for piece in pieces:
+        for name, full in piece.items():
+            tensor = own.get(name)
+            if tensor is None or tensor.shape != full.shape:
+                has = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
+                raise ValueError(
+                    f"the checkpoint has a tensor {name!r} of shape {tuple(full.shape)} and the model has {has}"
+                )
+            with torch.no_grad():
+                tensor.copy_(shard_like(full.to(tensor.dtype), tensor))
+            missing.pop(id(tensor), None)
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks tensors of the model: {sorted(missing.values())[:5]}"
+        )
