@@ -523,7 +523,7 @@ def test_a_description_that_says_other_things_than_the_log_is_found(run: MadeRun
 
 def test_rows_of_a_part_that_was_compacted_away_are_read(run: MadeRun) -> None:
     commits = read_commits(run.store, "run")
-    assert compact(run.store, "run", plan_compaction(run.store, "run", commits, whole=True))
+    assert compact(run.store, plan_compaction(run.store, "run", commits, whole=True))
     run.part(0).unlink()
     run.part(1).unlink()
     report = verify(run.store, "run")
@@ -533,7 +533,7 @@ def test_rows_of_a_part_that_was_compacted_away_are_read(run: MadeRun) -> None:
 
 def test_a_compaction_that_holds_other_rows_is_found(run: MadeRun) -> None:
     commits = read_commits(run.store, "run")
-    assert compact(run.store, "run", plan_compaction(run.store, "run", commits, whole=True))
+    assert compact(run.store, plan_compaction(run.store, "run", commits, whole=True))
     key = layout.compaction_key("run", 0)
     run.edit(key, lambda compaction: compaction["commits"][0].update(rows_digest="0" * 64))
     assert _problems(run) == [("compaction", key)]
