@@ -29,7 +29,7 @@ from storage.objects import ObjectInfo, ObjectStore, open_store
 from storage.records import Commit, Incarnation, read_record
 
 if TYPE_CHECKING:
-    from storage.compaction import Batch
+    from storage.compaction import Plan
     from storage.gc import Limits
 
 _HOUR_SECONDS = 3600
@@ -107,20 +107,21 @@ def _compact(store: ObjectStore, limits: Limits, *, write: bool) -> list[dict[st
             if limits.spare(ledger):
                 continue
             commits = [read_record(store, key, Commit) for key in ledger.commits]
-            batches = plan_compaction(store, run_id, commits, whole=ledger.status != "running")
-            if batches and (not write or compact(store, run_id, batches) is not None):
-                done.append(_compaction(run_id, batches))
+            plan = plan_compaction(store, run_id, commits, whole=ledger.status != "running")
+            if plan.batches and (not write or compact(store, plan) is not None):
+                done.append(_compaction(plan))
         except (ValueError, LookupError) as error:
             typer.echo(f"Run {run_id} was not compacted: {error}", err=True)
     return done
 
 
-def _compaction(run_id: str, batches: list[Batch]) -> dict[str, Any]:
+def _compaction(plan: Plan) -> dict[str, Any]:
+    commits = [commit for batch in plan.batches for commit in batch]
     return {
-        "run_id": run_id,
-        "commits": sum(len(batch.commits) for batch in batches),
-        "episodes": sum(batch.rows for batch in batches),
-        "parts": len(batches),
+        "run_id": plan.run_id,
+        "commits": len(commits),
+        "episodes": sum(commit.rows for commit in commits),
+        "parts": len(plan.batches),
     }
 
 

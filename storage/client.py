@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore, open_store
+from storage.places import newest_places, read_compactions
 from storage.runs import read_config
 from storage.snapshots import Filters, Snapshot, take_snapshot
 from storage.summary import run_summary
@@ -83,6 +84,19 @@ class Run:
         """The same a batch at a time, in memory that does not grow with the run."""
         for table in self.snapshot(**filters).tables(columns):
             yield from table.combine_chunks().to_batches()
+
+    def files(self) -> list[str]:
+        """Paths, or URIs, of the Parquet files that hold all committed episodes, each once.
+
+        For whoever reads them without this package; they are there until `forgeflow gc` replaces or deletes them.
+        """
+        commits = self.snapshot().commits
+        places = newest_places(read_compactions(self.store, self.id))
+        parts = dict.fromkeys(
+            places[commit.key].part if commit.key in places else commit.part for commit in commits
+        )
+        paths = {part.key: self.store.local_path(part.key) for part in parts}
+        return [str(path or f"{self.store.uri}/{key}") for key, path in paths.items()]
 
     def steps(self) -> pa.Table:
         """A row for each step as last trained, with its metrics as further columns."""

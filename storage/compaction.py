@@ -13,7 +13,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,71 +40,75 @@ TARGET_BYTES = 64 << 20
 """Bytes of the small parts, after which a compacted part is full; it is held in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Commits whose rows would make one compacted part."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A compaction that is worth making."""
 
-    commits: tuple[Commit, ...]
-    """The commits, in order."""
-
-    @property
-    def rows(self) -> int:
-        """Number of their episodes."""
-        return sum(commit.rows for commit in self.commits)
+    run_id: str
+    """The run."""
+    number: int
+    """Number of the compaction."""
+    batches: tuple[tuple[Commit, ...], ...]
+    """For each compacted part, the commits whose rows it will hold, in order."""
 
 
 def plan_compaction(
     store: ObjectStore, run_id: str, commits: Sequence[Commit], *, whole: bool
-) -> list[Batch]:
+) -> Plan:
     """Which of these commits, in the log's order, are worth compacting together.
 
     Without `whole`, what does not fill a part yet is left for later, as more may follow.
     """
-    places = newest_places(read_compactions(store, run_id))
-    parts = {
-        commit.key: places[commit.key].part if commit.key in places else commit.part
-        for commit in commits
-    }
-    batches: list[list[Commit]] = [[]]
+    compactions = read_compactions(store, run_id)
+    places = newest_places(compactions)
+    # What lies together goes together: of a compacted part all rows are in use, or none.
+    small: dict[str, list[Commit]] = {}
     for commit in commits:
-        part = parts[commit.key]
-        if part.rows >= SMALL_ROWS or part.bytes >= TARGET_BYTES:
-            continue
-        open_batch = batches[-1]
-        rows = sum(each.rows for each in open_batch)
-        num_bytes = sum(each.part.bytes for each in open_batch)
-        if rows >= TARGET_ROWS or rows + commit.rows > MOST_ROWS or num_bytes >= TARGET_BYTES:
-            batches.append([commit])
-        else:
-            open_batch.append(commit)
-    # One part to one part would be no gain.
-    full = [
-        Batch(tuple(each))
-        for each in batches
-        if len({parts[commit.key].key for commit in each}) > 1
+        place = places.get(commit.key)
+        part = commit.part if place is None else place.part
+        if part.rows < SMALL_ROWS and part.bytes < TARGET_BYTES:
+            small.setdefault(part.key, []).append(commit)
+    batches: list[list[list[Commit]]] = [[]]
+    for of_part in small.values():
+        held = [commit for each in batches[-1] for commit in each]
+        num_bytes = sum(commit.part.bytes for commit in held)
+        full = _rows(held) >= TARGET_ROWS or num_bytes >= TARGET_BYTES
+        if full or _rows(held) + _rows(of_part) > MOST_ROWS:
+            batches.append([])
+        batches[-1].append(of_part)
+    chosen = [
+        tuple(commit for of_part in batch for commit in of_part)
+        for batch in batches
+        if len(batch) > 1  # One part made of one part would be no gain.
     ]
-    return full if whole else [each for each in full if each.rows >= SMALL_ROWS]
+    return Plan(
+        run_id=run_id,
+        number=compactions[-1].number + 1 if compactions else 0,
+        batches=tuple(each for each in chosen if whole or _rows(each) >= SMALL_ROWS),
+    )
 
 
-def compact(store: ObjectStore, run_id: str, batches: Sequence[Batch]) -> Compaction | None:
-    """Write the batches as compacted parts and make them count.
+def _rows(commits: Iterable[Commit]) -> int:
+    return sum(commit.rows for commit in commits)
+
+
+def compact(store: ObjectStore, plan: Plan) -> Compaction | None:
+    """Write the commits as compacted parts and make them count.
 
     None if there is nothing to do or another compactor was faster. Raises ObjectNotFound and
     ValueError if a part cannot be read.
     """
-    if not batches:
+    if not plan.batches:
         return None
-    compactions = read_compactions(store, run_id)
-    number = compactions[-1].number + 1 if compactions else 0
     # No two attempts share a part: that of a lost one may be removed at any time.
-    prefix = layout.compacted_prefix(run_id, number, uuid.uuid4().hex[:8])
+    prefix = layout.compacted_prefix(plan.run_id, plan.number, uuid.uuid4().hex[:8])
     reader = CommitReader(store)
     parts: list[PartRef] = []
     compacted: list[CompactedCommit] = []
-    for index, batch in enumerate(batches):
-        tables = [reader.read(commit) for commit in reader.ahead(batch.commits)]
+    for index, batch in enumerate(plan.batches):
+        tables = [reader.read(commit) for commit in reader.ahead(batch)]
         parts.append(write_part(store, f"{prefix}-{index:03d}", pa.concat_tables(tables)))
-        ends = np.cumsum([commit.rows for commit in batch.commits])
+        ends = np.cumsum([commit.rows for commit in batch])
         compacted += [
             CompactedCommit(
                 commit=commit.key,
@@ -113,19 +117,20 @@ def compact(store: ObjectStore, run_id: str, batches: Sequence[Batch]) -> Compac
                 part=index,
                 offset=int(end) - commit.rows,
             )
-            for commit, table, end in zip(batch.commits, tables, ends, strict=True)
+            for commit, table, end in zip(batch, tables, ends, strict=True)
         ]
     compaction = Compaction(
-        run_id=run_id,
-        number=number,
+        run_id=plan.run_id,
+        number=plan.number,
         parts=tuple(parts),
         commits=tuple(compacted),
         created_at=time.time(),
     )
-    check_compaction(store, compaction, [each for batch in batches for each in batch.commits])
-    if store.put_if_absent(layout.compaction_key(run_id, number), compaction.to_bytes()):
+    check_compaction(store, compaction, [commit for batch in plan.batches for commit in batch])
+    key = layout.compaction_key(plan.run_id, plan.number)
+    if store.put_if_absent(key, compaction.to_bytes()) or store.read(key) == compaction.to_bytes():
         return compaction
-    _logger.warning("another compactor of run %s was faster; its compaction stands", run_id)
+    _logger.warning("another compactor was faster: %s stands as it made it", key)
     return None
 
 

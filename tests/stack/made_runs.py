@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +15,7 @@ import pyarrow as pa
 from storage import facts, layout
 from storage.episodes import SCHEMA, Figures
 from storage.log import RunLog
-from storage.objects import ObjectStore
+from storage.objects import LocalStore, ObjectStore
 from storage.parts import commit_part, write_part
 from storage.records import Commit, Controller, FileRef
 from storage.runs import store_config
@@ -75,6 +78,15 @@ class MadeRun:
         self.log = RunLog.claim(store, run_id, me.model_copy(update={"pid": GONE_PID}))
         self.log.append(facts.Started(run_id=run_id, meshes=("trainer",)))
         self.num_commits = 0
+
+    def copied_to(self, root: Path) -> MadeRun:
+        """The same run in a copy of its store, which goes on on its own."""
+        assert isinstance(self.store, LocalStore)
+        shutil.copytree(self.store.root, root)
+        copied, log = copy.copy(self), copy.copy(self.log)
+        copied.store = log._store = LocalStore(root)
+        copied.log = log
+        return copied
 
     def commit(self, draws: Sequence[int], **what: Any) -> Commit:
         """Commit two episodes for each draw, and log it."""

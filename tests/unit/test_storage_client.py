@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_runs import MadeRun, table_of
 
 from storage import facts
 from storage.client import Run
+from storage.compaction import compact, plan_compaction
 from storage.deleting import delete_run
 from storage.objects import LocalStore
 
@@ -37,6 +39,33 @@ def test_episodes_are_those_that_the_log_counts(made: MadeRun) -> None:
     snapshot = run.snapshot(min_policy_version=1)
     assert snapshot.table(["draw"])["draw"].to_pylist() == [2, 2, 3, 3]
     assert snapshot.record.filters.min_policy_version == 1
+
+
+def test_files_hold_each_episode_once_whatever_was_compacted(made: MadeRun) -> None:
+    made.commit(range(100, 700))
+    run = Run(made.store, "run")
+    commits = run.snapshot().commits
+    due = run.episodes().sort_by("episode_id")
+
+    def check(*, parts: int) -> None:
+        files = run.files()
+        assert len(files) == parts
+        table = pq.read_table(files)
+        assert table.num_rows == due.num_rows
+        assert table.sort_by("episode_id")["episode_id"].equals(due["episode_id"])
+
+    check(parts=3)
+    assert compact(made.store, plan_compaction(made.store, "run", commits, whole=True))
+    check(parts=2)
+    for commit in commits[:2]:
+        made.store.delete(commit.part.key)
+        check(parts=2)
+    made.commit([800])
+    due = run.episodes().sort_by("episode_id")
+    check(parts=3)
+    commits = run.snapshot().commits
+    assert compact(made.store, plan_compaction(made.store, "run", commits, whole=True))
+    check(parts=2)
 
 
 def test_steps_and_groups_are_tables(made: MadeRun) -> None:

@@ -10,7 +10,7 @@ from made_runs import MadeRun, table_of
 
 from storage import episodes, layout
 from storage.compaction import (
-    Batch,
+    Plan,
     check_compaction,
     compact,
     plan_compaction,
@@ -49,21 +49,24 @@ class _Faulty(LocalStore):
     writes: int = 0
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> MadeRun:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     """A run of nine small commits and a large one in their midst."""
-    run = MadeRun(LocalStore(tmp_path / "store"))
+    run = MadeRun(LocalStore(tmp_path_factory.mktemp("made") / "store"))
     for number in range(10):
-        draws = range(1000, 1600) if number == 4 else range(3 * number, 3 * number + 3)
+        draws = range(1000, 1500) if number == 4 else range(3 * number, 3 * number + 3)
         run.commit(draws, version=number, environment="words" if number % 3 == 0 else "sums")
     return run
 
 
+@pytest.fixture
+def run(made: MadeRun, tmp_path: Path) -> MadeRun:
+    return made.copied_to(tmp_path / "store")
+
+
 def _compact(run: MadeRun, *, whole: bool = True) -> Compaction | None:
     commits = take_snapshot(run.store, [run.run_id]).commits
-    return compact(
-        run.store, run.run_id, plan_compaction(run.store, run.run_id, commits, whole=whole)
-    )
+    return compact(run.store, plan_compaction(run.store, run.run_id, commits, whole=whole))
 
 
 def _remove(run: MadeRun, commits: Sequence[Commit]) -> None:
@@ -135,8 +138,8 @@ def test_what_does_not_fill_a_part_waits_unless_the_run_is_over(
     small = [commit for commit in commits if commit.rows < 1000]
 
     def plan(*, whole: bool) -> list[list[int]]:
-        batches = plan_compaction(run.store, "run", commits, whole=whole)
-        return [[small.index(commit) for commit in batch.commits] for batch in batches]
+        planned = plan_compaction(run.store, "run", commits, whole=whole)
+        return [[small.index(commit) for commit in batch] for batch in planned.batches]
 
     assert plan(whole=False) == []
     assert plan(whole=True) == [[0, 1, 2, 3, 4, 5, 6, 7, 8]]
@@ -151,24 +154,39 @@ def test_what_does_not_fill_a_part_waits_unless_the_run_is_over(
     assert plan(whole=True) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
+def test_rows_that_lie_together_are_compacted_together(
+    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = take_snapshot(run.store, ["run"]).commits
+    small = [commit for commit in commits if commit.rows < 1000]
+    compact(run.store, Plan(run_id="run", number=0, batches=((small[1], small[3], small[8]),)))
+    monkeypatch.setattr("storage.compaction.TARGET_ROWS", 18)
+    plan = plan_compaction(run.store, "run", commits, whole=True)
+    assert plan.number == 1
+    batches = [[small.index(commit) for commit in batch] for batch in plan.batches]
+    assert batches == [[0, 1, 3, 8], [2, 4, 5], [6, 7]]
+
+
 def test_of_two_compactors_one_wins_and_the_other_is_harmless(
     run: MadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
-    batches = plan_compaction(run.store, "run", snapshot.commits, whole=True)
+    plan = plan_compaction(run.store, "run", snapshot.commits, whole=True)
     racing: list[Compaction | None] = []
+    late = plan_compaction(run.store, "run", snapshot.commits, whole=True)
 
     def meanwhile(*arguments: Any) -> None:
         if not racing:
             racing.append(None)
-            racing[0] = compact(run.store, "run", batches)
+            racing[0] = compact(run.store, plan)
         check_compaction(*arguments)
 
     monkeypatch.setattr("storage.compaction.check_compaction", meanwhile)
-    assert compact(run.store, "run", batches) is None
+    assert compact(run.store, plan) is None
     assert read_compactions(run.store, "run") == racing
-    assert len(run.store.keys(layout.compacted_folder("run"))) == 2
+    assert compact(run.store, late) is None, "what was planned before the other one won"
+    assert len(run.store.keys(layout.compacted_folder("run"))) == 3
     _remove(run, [commit for commit in snapshot.commits if commit.rows < 1000])
     assert snapshot.table().equals(before)
 
@@ -179,11 +197,11 @@ def test_a_compactor_may_die_at_any_write(run: MadeRun, write: int, after: bool)
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
     small = [commit for commit in snapshot.commits if commit.rows < 1000]
-    batches = [Batch(tuple(small[:4])), Batch(tuple(small[4:]))]
+    plan = Plan(run_id="run", number=0, batches=(tuple(small[:4]), tuple(small[4:])))
     faulty = _Faulty(run.store.root)
     faulty.die(write, after=after)
     with pytest.raises(_Dies):
-        compact(faulty, "run", batches)
+        compact(faulty, plan)
     stands = bool(read_compactions(run.store, "run"))
     assert stands == (write == 3 and after)
     assert snapshot.table().equals(before)

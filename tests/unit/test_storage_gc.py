@@ -264,7 +264,7 @@ def test_a_run_that_is_resumed_meanwhile_is_left_alone(
 def _compacted(run: MadeRun) -> Compaction:
     commits = take_snapshot(run.store, [run.run_id]).commits
     plan = plan_compaction(run.store, run.run_id, commits, whole=True)
-    compaction = compact(run.store, run.run_id, plan)
+    compaction = compact(run.store, plan)
     assert compaction is not None
     return compaction
 
