@@ -16,12 +16,14 @@ from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
 from forge_core.environments import load_environment
 from forge_core.environments.base import Environment, Prompt
-from forge_core.rewards import RewardProcess
+from forge_core.rewards import RewardError, RewardProcess
 from forge_core.timeline import Interval, Timeline
 from storage import layout
-from storage.episodes import SCHEMA
+from storage.annotations import find_scores, write_scores
+from storage.episodes import SCHEMA, reward_mean
 from storage.objects import open_store
-from storage.parts import commit_part, read_part, write_part
+from storage.parts import commit_part, read_commit, read_part, write_part
+from storage.records import Commit, read_record
 
 _SCORED_COLUMNS = [
     "episode_id",
@@ -34,6 +36,7 @@ _SCORED_COLUMNS = [
     "response",
     "response_token_ids",
 ]
+_SHOWN_CHARACTERS = 200
 
 
 class Verifier(Actor):
@@ -49,7 +52,9 @@ class Verifier(Actor):
         )
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
-            self._environment: Environment = load_environment(config.environment, config.seed)
+            self._environment: Environment | None = (
+                load_environment(config.environment, config.seed) if config.reward is None else None
+            )
 
     @endpoint
     async def prepare(self) -> None:
@@ -84,18 +89,35 @@ class Verifier(Actor):
         )
 
     @endpoint
+    async def rescore(self, commit_key: str, name: str) -> int:
+        """Score a commit's episodes for the set of scores `name`; how many had no score in it before.
+
+        Safe to repeat: the first scores stand. Raises RewardError, naming what scores and the prompt, for whatever it
+        does instead of giving finite numbers.
+        """
+        commit = read_record(self._store, commit_key, Commit)
+        if find_scores(self._store, commit, name):
+            return 0
+        table = read_commit(self._store, commit, [*_SCORED_COLUMNS, "reward"])
+        by_episode: dict[str, float] = {}
+        for rows in _by_group(table):
+            by_episode.update(zip(_ids(rows), self._score_named(rows), strict=True))
+        episode_ids = table["episode_id"].to_pylist()
+        scores = [by_episode[episode_id] for episode_id in episode_ids]
+        details = [{self._scorer_name: score} for score in scores]
+        mean = reward_mean(table)
+        write_scores(self._store, commit, name, episode_ids, scores, details, reward_mean=mean)
+        return commit.rows
+
+    @endpoint
     async def intervals(self) -> tuple[Interval, ...]:
         """The verifier's time since it last told."""
         return tuple(self._timeline.drain())
 
     def _scored(self, table: pa.Table) -> pa.Table:
-        by_group: dict[str, list[dict[str, Any]]] = {}
-        for row in table.select(_SCORED_COLUMNS).to_pylist():
-            by_group.setdefault(row["group_id"], []).append(row)
         by_episode: dict[str, float] = {}
-        for rows in by_group.values():
-            rewards = self._score(rows)
-            by_episode.update(zip((row["episode_id"] for row in rows), rewards, strict=True))
+        for rows in _by_group(table):
+            by_episode.update(zip(_ids(rows), self._score(rows), strict=True))
         rewards = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
         scores = [[{"name": self._scorer_name, "value": reward}] for reward in rewards]
         return table.set_column(
@@ -109,9 +131,10 @@ class Verifier(Actor):
     @property
     def _scorer_name(self) -> str:
         """What the scores are called: the environment, or the user's function."""
-        if self._config.reward is None:
-            return self._environment.name
-        return self._config.reward.rpartition(":")[2]
+        if self._config.reward is not None:
+            return self._config.reward.rpartition(":")[2]
+        assert self._environment is not None
+        return self._environment.name
 
     def _score(self, rows: list[dict[str, Any]]) -> list[float]:
         """Rewards of one prompt's episodes."""
@@ -124,7 +147,20 @@ class Verifier(Actor):
             )
         return [self._score_one(prompt, row) for row in rows]
 
+    def _score_named(self, rows: list[dict[str, Any]]) -> list[float]:
+        """The same, with every error of what scores as one that names it and the prompt."""
+        try:
+            return self._score(rows)
+        except (RewardError, OSError):  # the latter may be the machine's, and mend itself
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"verifier {self._scorer_name!r} raised {type(error).__name__}: {error}, on the prompt "
+                f"{rows[0]['prompt'][:_SHOWN_CHARACTERS]!r}"
+            ) from error
+
     def _score_one(self, prompt: Prompt, row: dict[str, Any]) -> float:
+        assert self._environment is not None
         reward = float(self._environment.score(prompt, row["response"]))
         if not math.isfinite(reward):
             raise ValueError(
@@ -132,6 +168,17 @@ class Verifier(Actor):
                 "a score must be a finite number"
             )
         return reward
+
+
+def _by_group(table: pa.Table) -> list[list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table.select(_SCORED_COLUMNS).to_pylist():
+        groups.setdefault(row["group_id"], []).append(row)
+    return list(groups.values())
+
+
+def _ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["episode_id"] for row in rows]
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
