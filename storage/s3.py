@@ -22,6 +22,8 @@ from storage.s3_upload import WHOLE_BYTES, Source, Upload, gather
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _READS_AT_ONCE = 32
+_PAGE_KEYS = 1000
+"""Most that a server tells at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         place = self._place(key)
-        self._calls.run(
-            self._calls.call(
+        self.requests.run(
+            self.requests.call(
                 f"delete {key!r}",
                 lambda files: files._call_s3("delete_object", **place),
                 expected=frozenset({Fault.MISSING}),
@@ -84,24 +86,24 @@ class S3Store:
         )
 
     def read(self, key: str) -> bytes:
-        return self._calls.run(self._read(key))
+        return self.requests.run(self._read(key))
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
-        return self._calls.run(self._read_many(keys))
+        return self.requests.run(self._read_many(keys))
 
     def exists(self, key: str) -> bool:
         # Not by a HEAD request, whose answer does not tell a missing object from a missing bucket.
-        answer = self._calls.run(self._get(f"look up {key!r}", key, Range="bytes=0-0"))
+        answer = self.requests.run(self._get(f"look up {key!r}", key, Range="bytes=0-0"))
         return answer is not Fault.MISSING
 
     def listing(self, prefix: str) -> list[ObjectInfo]:
-        return self._calls.run(self._listing(prefix))
+        return self.requests.run(self._listing(prefix))
 
     def keys(self, prefix: str) -> list[str]:
         return [info.key for info in self.listing(prefix)]
 
     def folders(self, prefix: str) -> list[str]:
-        return self._calls.run(self._folders(prefix))
+        return self.requests.run(self._folders(prefix))
 
     def local_path(self, key: str) -> None:
         check_key(key.removesuffix("/"))
@@ -112,10 +114,11 @@ class S3Store:
     def put_in_parts_if_absent(self, key: str, data: bytes) -> bool:
         """The same as `put_if_absent` in the way of a big file, however few the bytes."""
         upload = self._upload(key, Source.of_bytes(data), only_new=True)
-        return self._calls.run(upload.write(in_parts=True))
+        return self.requests.run(upload.write(in_parts=True))
 
     @property
-    def _calls(self) -> Calls:
+    def requests(self) -> Calls:
+        """What makes the requests to the server."""
         return Calls(self.uri, self.patience)
 
     @property
@@ -127,10 +130,10 @@ class S3Store:
         return {"Bucket": self.bucket, "Key": self._base + key}
 
     def _write(self, key: str, source: Source, *, only_new: bool) -> bool:
-        return self._calls.run(self._upload(key, source, only_new).write())
+        return self.requests.run(self._upload(key, source, only_new).write())
 
     def _upload(self, key: str, source: Source, only_new: bool) -> Upload:
-        return Upload(self._calls, self._place(key), f"write {key!r}", source, only_new)
+        return Upload(self.requests, self._place(key), f"write {key!r}", source, only_new)
 
     async def _get(self, doing: str, key: str, **arguments: str) -> bytes | Fault:
         place = self._place(key)
@@ -140,7 +143,7 @@ class S3Store:
             async with answer["Body"] as body:
                 return await body.read()
 
-        return await self._calls.call(
+        return await self.requests.call(
             doing, request, expected=frozenset({Fault.MISSING, Fault.EMPTY})
         )
 
@@ -184,9 +187,13 @@ class S3Store:
 
     async def _pages(self, prefix: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
         check_prefix(prefix)
-        arguments |= {"Bucket": self.bucket, "Prefix": self._base + prefix}
+        arguments |= {
+            "Bucket": self.bucket,
+            "Prefix": self._base + prefix,
+            "MaxKeys": _PAGE_KEYS,
+        }
         while True:
-            page: Any = await self._calls.call(
+            page: Any = await self.requests.call(
                 f"list {prefix!r}",
                 lambda files: files._call_s3("list_objects_v2", **arguments),
             )

@@ -15,9 +15,9 @@ from storage.s3_faults import Fault
 
 _logger = logging.getLogger("storage.s3")
 
-WHOLE_BYTES = 32 * 2**20
+WHOLE_BYTES = 16 * 2**20
 """Objects up to this size are written by one request."""
-PART_BYTES = 16 * 2**20
+PART_BYTES = 8 * 2**20
 """Size of a part of a larger one. S3 takes 10,000 parts of at least 5 MiB."""
 _MAX_PARTS = 10_000
 _PARTS_AT_ONCE = 4
