@@ -36,6 +36,9 @@ Kind = Literal[
     "temporary files",
 ]
 
+PROBES = "probe-"
+"""How the keys begin under which `storage.s3_probe` tries a server."""
+
 _DELETIONS = 20
 """Deletions between two looks whether somebody resumes the run."""
 
@@ -112,8 +115,10 @@ def delete_garbage(store: ObjectStore, limits: Limits) -> Found:
         except _LeftAlone as reason:
             deleted.spared[run_id] = str(reason)
     for each in _temporary_files(store, limits):
-        assert isinstance(store, LocalStore)
-        (store.root / each.key).unlink(missing_ok=True)
+        if isinstance(store, LocalStore):
+            (store.root / each.key).unlink(missing_ok=True)
+        else:
+            store.delete(each.key)
         deleted.garbage.append(each)
     return deleted
 
@@ -265,8 +270,10 @@ def _check_compactions(store: ObjectStore, run_id: str) -> None:
 
 
 def _temporary_files(store: ObjectStore, limits: Limits) -> Iterator[Garbage]:
-    """Unfinished writes of processes that are gone; only a local store has any."""
+    """Unfinished writes of processes that are gone, or what their probes of a server left."""
     if not isinstance(store, LocalStore):
+        for info in limits.old(store.listing(PROBES)):
+            yield Garbage("temporary files", info.key, info.bytes)
         return
     for path in sorted(store.root.rglob(f"{TEMPORARY}*")):
         try:

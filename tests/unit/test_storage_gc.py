@@ -5,21 +5,23 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from made_runs import MadeRun, table_of
 
 from storage import facts, layout
+from storage.client import Run
 from storage.compaction import compact, plan_compaction
 from storage.deleting import children, deletable, delete_run, expired
 from storage.gc import Limits, delete_garbage, find_garbage, sizes
 from storage.log import RunLog
-from storage.objects import LocalStore
+from storage.objects import LocalStore, ObjectStore
 from storage.parts import read_part, write_part
 from storage.places import Compaction
 from storage.records import Controller, FileRef
-from storage.snapshots import take_snapshot
+from storage.sampling import sample
+from storage.snapshots import Filters, take_snapshot
 from storage.tombstones import is_deleted, objects_of
 
 HOUR = 3600.0
@@ -308,6 +310,40 @@ def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
     assert all(
         run.store.exists(each.part.key) for each in take_snapshot(run.store, ["run"]).commits
     )
+
+
+class _Afar:
+    """A store without local files: nothing but what the contract promises."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        for name in ("put_if_absent", "replace", "delete", "read", "read_many", "exists"):
+            setattr(self, name, getattr(store, name))
+        for name in ("listing", "keys", "folders"):
+            setattr(self, name, getattr(store, name))
+        self.uri = "s3://bucket/prefix"
+
+    def local_path(self, key: str) -> None:
+        return None
+
+
+def test_a_store_without_local_files_is_served_alike(run: MadeRun) -> None:
+    run.end()
+    run.store.put_if_absent("probe-1234", b"first")
+    afar = cast(ObjectStore, _Afar(run.store))
+    snapshot = take_snapshot(afar, ["run"], Filters(min_reward=1.0))
+    before, drawn = snapshot.table(), sample(snapshot, 5, seed=3)
+    plan = plan_compaction(afar, "run", take_snapshot(afar, ["run"]).commits, whole=True)
+    assert compact(afar, plan) is not None
+    deleted = delete_garbage(afar, NOW).garbage
+    assert [each.kind for each in deleted] == [*["compacted parts"] * 3, "temporary files"]
+    assert not afar.exists("probe-1234")
+    assert snapshot.table().equals(before)
+    assert sample(snapshot, 5, seed=3).equals(drawn)
+    [part] = afar.keys(layout.compacted_folder("run"))
+    assert Run(afar, "run").files() == [f"s3://bucket/prefix/{part}"]
+    delete_run(afar, "run")
+    assert afar.keys("") == [layout.deleted_key("run")]
 
 
 def test_a_run_is_deleted_whole_and_another_not_at_all(run: MadeRun) -> None:
