@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from storage import facts
+from storage.annotations import read_scores
+from storage.layout import RUN_SCORES
 from storage.parts import read_committed
 from storage.records import Commit, read_record
 from tasks.references import StepBatch
@@ -24,10 +26,12 @@ def choose_batch(
 ) -> StepBatch:
     """The batch of a step from committed groups, in their order; those without a signal are dropped.
 
-    That is: all rewards are equal, or, with `advantages` by episode id, all of those are 0. Idempotent by step: a batch
-    that the log has is the batch. Raises ValueError for an advantage that is not finite or no such episode's.
+    That is: all rewards (in a replay, all scores that count) are equal, or, with `advantages` by episode id, all of
+    those are 0. Idempotent by step: a batch that the log has is the batch. Raises ValueError for an advantage that is
+    not finite or no such episode's, and for an episode without a score.
     """
-    episodes = _rewards(run, _commits(run, group_ids), group_ids)
+    score_set = RUN_SCORES if run.config.replay is None else run.config.replay.scores
+    episodes = _rewards(run, _commits(run, group_ids), group_ids, score_set)
     rewards = {group_id: list(of_group.values()) for group_id, of_group in episodes.items()}
     signals = rewards
     if advantages is not None:
@@ -55,6 +59,7 @@ def choose_batch(
         group_ids=kept,
         metrics=metrics,
         advantages=None if advantages is None else dict(advantages),
+        score_set=score_set,
     )
 
 
@@ -76,19 +81,29 @@ def _commits(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rewards(
-    run: ActiveRun, commits: Sequence[str], group_ids: Sequence[str]
+    run: ActiveRun, keys: Sequence[str], group_ids: Sequence[str], score_set: str
 ) -> dict[str, dict[str, float]]:
-    """By group and episode."""
+    """What counts as reward, by group and episode. Raises ValueError for an episode without a score."""
+    commits = [read_record(run.store, key, Commit) for key in keys]
     table = read_committed(
         run.store,
         run.run_id,
         columns=["group_id", "episode_id", "reward"],
-        commits=[read_record(run.store, key, Commit) for key in commits],
+        commits=commits,
         group_ids=group_ids,
     )
+    scores: dict[str, float] = {}
+    if score_set != RUN_SCORES:
+        for commit in commits:
+            scores.update(read_scores(run.store, commit, score_set))
     rewards: dict[str, dict[str, float]] = {group_id: {} for group_id in group_ids}
     for row in table.to_pylist():
-        rewards[row["group_id"]][row["episode_id"]] = row["reward"]
+        reward = row["reward"] if score_set == RUN_SCORES else scores.get(row["episode_id"])
+        if reward is None:
+            raise ValueError(
+                f"scores {score_set!r} lack episode {row['episode_id']} of group {row['group_id']}"
+            )
+        rewards[row["group_id"]][row["episode_id"]] = reward
     return rewards
 
 

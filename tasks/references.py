@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from storage.layout import RUN_SCORES
 from storage.records import PartRef
 
 
@@ -64,6 +65,8 @@ class StepBatch(Reference):
     """Rewards over all groups that were considered, the dropped ones among them, and how they came about."""
     advantages: dict[str, float] | None = None
     """By episode id, 0 for the others, where they are not the algorithm's."""
+    score_set: str = RUN_SCORES
+    """Which scores of the episodes count."""
 
 
 class Segment(Reference):

@@ -14,12 +14,15 @@ from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence
 from forge_core.algorithms.grpo import group_advantages
 from forge_core.config import AlgorithmConfig
+from storage.annotations import read_scores
+from storage.layout import RUN_SCORES
 from storage.objects import ObjectStore
 from storage.parts import read_committed
 from storage.records import Commit, read_record
 
 _COLUMNS = [
     "episode_id",
+    "run_id",
     "group_id",
     "sample",
     "prompt_token_ids",
@@ -38,10 +41,10 @@ class Batch:
 
     sequences: list[Sequence]
     """With advantages."""
-    age_max: int
-    """Largest age of a group, in versions; 0 for an empty batch."""
-    age_mean: float
-    """Mean age over groups."""
+    age_max: int | None
+    """Largest age of a group, in versions; 0 for an empty batch, None for groups of other runs."""
+    age_mean: float | None
+    """Mean age over groups; None for groups of other runs."""
     metrics: dict[str, float]
     """What the episodes say without a model."""
 
@@ -49,7 +52,7 @@ class Batch:
 def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmConfig) -> Batch:
     """Read the groups of a request from their commits.
 
-    Raises ValueError if a group is missing or has another number of samples than the first.
+    Raises ValueError if a group is missing, has another number of samples than the first, or lacks a score.
     """
     commits = [read_record(store, key, Commit) for key in request.commits]
     rows = read_committed(
@@ -60,6 +63,8 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
     ):
         raise ValueError(f"step {request.step}: a commit or group is named twice")
     by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
+    if request.score_set != RUN_SCORES:
+        _score(store, request, commits, rows)
     for row in rows:
         by_group[row["group_id"]].append(row)
     groups = [sorted(by_group[group_id], key=lambda row: row["sample"]) for group_id in by_group]
@@ -87,13 +92,39 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
         for n, group in enumerate(groups)
         for g, row in enumerate(group)
     ]
-    ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
+    age_max, age_mean = _ages(request, groups)
     return Batch(
         sequences=sequences,
-        age_max=max(ages),
-        age_mean=sum(ages) / len(ages),
+        age_max=age_max,
+        age_mean=age_mean,
         metrics=_episode_metrics(groups, rewards_NG),
     )
+
+
+def _score(
+    store: ObjectStore, request: TrainRequest, commits: list[Commit], rows: list[dict[str, Any]]
+) -> None:
+    """Put the scores of a set in the place of the rewards."""
+    scores: dict[str, float] = {}
+    for commit in commits:
+        scores.update(read_scores(store, commit, request.score_set))
+    for row in rows:
+        if row["episode_id"] not in scores:
+            raise ValueError(
+                f"step {request.step}: scores {request.score_set!r} lack episode {row['episode_id']} of group "
+                f"{row['group_id']}"
+            )
+        row["reward"] = scores[row["episode_id"]]
+
+
+def _ages(
+    request: TrainRequest, groups: list[list[dict[str, Any]]]
+) -> tuple[int | None, float | None]:
+    """Largest and mean age. The versions of another run's tokens say nothing about this one's."""
+    if any(row["run_id"] != request.run_id for group in groups for row in group):
+        return None, None
+    ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
+    return max(ages), sum(ages) / len(ages)
 
 
 def _oldest(row: dict[str, Any]) -> int:

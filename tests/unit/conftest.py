@@ -60,14 +60,15 @@ class PastRun:
         draws: Sequence[int],
         *,
         flat: Sequence[int] = (),
-        version: int | None = None,
+        version: int | dict[int, int] | None = None,
         environment: str = "sums",
         advantages: Any = None,
     ) -> None:
         """Draws are admitted and their episodes committed, as one part."""
-        oldest = number - 1 if version is None else version
+        versions = version if isinstance(version, dict) else {}
+        of_all = version if isinstance(version, int) else number - 1
         rows = [
-            self._row(draw, sample, oldest, environment, draw in flat)
+            self._row(draw, sample, versions.get(draw, of_all), environment, draw in flat)
             for draw in draws
             for sample in (0, 1)
         ]

@@ -1,0 +1,197 @@
+"""Commands about episodes that are there already: `rescore` scores them again, `replay` trains on them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.terminal import (
+    DEFAULT_STORE,
+    FAILED,
+    Json,
+    Run,
+    Store,
+    Verbose,
+    console,
+    print_json,
+    refusing_input,
+    set_up_logging,
+)
+from storage.layout import RUN_SCORES
+from storage.objects import check_writable, open_store
+from storage.records import Controller
+from tasks.provenance import git_commit, versions
+
+if TYPE_CHECKING:
+    from storage.annotations import Covered
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over the first run's config."),
+]
+
+
+def replay(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of past runs.")],
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN@STEP",
+            help="Checkpoint whose weights are trained; the first run's first one if not given.",
+        ),
+    ] = None,
+    scores: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Scores that `rescore` wrote, or 'run': the old ones."),
+    ] = RUN_SCORES,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each group is trained on.")] = 1,
+    overrides: Overrides = None,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Name of the new run; made up if not given.")
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a new run on the episodes of past runs; nothing is generated."""
+    set_up_logging(verbose)
+    # Deferred: it brings pyarrow, which other commands do without.
+    from flows.replay_config import check_replay, replay_config
+
+    with refusing_input():
+        config = replay_config(
+            runs,
+            store=store,
+            origin=origin,
+            scores=scores,
+            epochs=epochs,
+            overrides=overrides or [],
+        )
+        check_replay(config, store, run_id)
+    # Deferred: it brings Prefect, which takes seconds to import.
+    from flows.launch import launch
+
+    outcome = launch(
+        config, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
+    )
+    _leave(outcome.code)
+
+
+def rescore(
+    run: Run,
+    verifier: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="What scores: 'environment', a task, or path/file.py:name of a reward function or an environment.",
+        ),
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What the set of scores is called.")],
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score the episodes of a past run again; the new scores stand beside the old."""
+    set_up_logging(verbose)
+    # Deferred: it brings pyarrow, which other commands do without.
+    from forge_core.scorers import begin_set
+
+    with refusing_input():
+        check_writable(store)
+        this_process = Controller.this_process(versions=versions(), git_commit=git_commit())
+        begin_set(open_store(store), run, name, verifier, this_process)
+    try:
+        # A reward function may print, and the command's one document is all that is due on stdout.
+        with _stdout_on_stderr():
+            covered, num_new = _rescore(store, run, name, verifier)
+    except BaseException as error:
+        _explain(error, verbose)
+        _leave(FAILED)
+    if json_output:
+        print_json(_document(covered, verifier, num_new))
+    else:
+        _print_scores(covered, verifier, num_new, store)
+    _leave(0)
+
+
+def _rescore(store: str, run: str, name: str, verifier: str) -> tuple[Covered, int]:
+    """Run the flow with all that it needs around it."""
+    # Deferred: monarch and Prefect take seconds to import.
+    from flows.ephemeral import surroundings, wait_for_server
+    from forge_core.meshes import preload
+
+    async def main() -> tuple[Covered, int]:
+        # Deferred: Prefect reads its settings from the environment when it is imported.
+        from flows.rescore import rescore_run
+
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        return await rescore_run(store, run, name, verifier)
+
+    with surroundings() as workdir:
+        preload()
+        wait_for_server(workdir)
+        return asyncio.run(main())
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _explain(error: BaseException, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exception(error)
+    if isinstance(error, Exception):
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+    else:
+        typer.echo("Cancelled; the same command goes on where it stopped.", err=True)
+
+
+def _document(covered: Covered, verifier: str, num_new: int) -> dict[str, Any]:
+    return {
+        "run_id": covered.run_id,
+        "name": covered.name,
+        "verifier": verifier,
+        "commits": covered.num_commits,
+        "episodes": covered.num_episodes,
+        "newly_scored": num_new,
+        "mean": {"run": covered.reward_mean, covered.name: covered.score_mean},
+    }
+
+
+def _print_scores(covered: Covered, verifier: str, num_new: int, store: str) -> None:
+    table = Table("scores", "by", "mean", title=f"run {covered.run_id}", title_justify="left")
+    table.add_row("run", "the run's own verifiers", f"{covered.reward_mean:.3f}")
+    table.add_row(covered.name, verifier, f"{covered.score_mean:.3f}")
+    out = console()
+    out.print(table)
+    out.print(f"{covered.num_episodes:,} episodes, {num_new:,} of them scored now.")
+    out.print(f"next: forgeflow replay {covered.run_id} --scores {covered.name} --store {store}")
+
+
+def _leave(code: int) -> None:
+    """End the process. All that was started is stopped; exit handlers of libraries would only wait for servers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
