@@ -45,7 +45,7 @@ def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
         raise ValueError(
             f"store {store.uri} has no run {run_id!r}: name one of those that it lists"
         ) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{key} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{key} holds {type(config).__name__} where a JSON object is due")

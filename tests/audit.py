@@ -352,7 +352,7 @@ class _Run:
         last = max(self.steps, default=self.base)
         return {
             "status": self.status,
-            "incarnations": self.incarnation + 1,
+            "incarnations": len(self.files.under(f"runs/{self.run_id}/incarnations/")),
             "facts": self.facts,
             "drawn": len(self.drawn),
             "trained": sum(bool(uses) for uses in self.uses.values()),
