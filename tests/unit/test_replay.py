@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from forge_core.algorithms.data import load_batch
 from forge_core.config import RunConfig
 from forge_core.replay import PlannedStep, plan_replay, read_sources
 from forge_core.scorers import counted_commits
+from forge_core.user_code import load_object
 from storage import facts
 from storage.annotations import ScoreSet, complete_set, open_set, write_scores
 from storage.ledger import Ledger
@@ -241,6 +243,14 @@ def test_runs_that_do_not_fit_are_refused(past_run: MakeRun) -> None:
         again.log.append(fact)
     with pytest.raises(ValueError, match=r"'r5' generated nothing itself: replay .* r1"):
         configure(again)
+
+
+def test_the_example_is_short_and_scores_as_it_says() -> None:
+    example = Path(__file__).parents[2] / "examples" / "new_reward_on_old_episodes.py"
+    assert len(example.read_text().splitlines()) < 60
+    reward = load_object("reward", f"{example}:digits_in_place")
+    fields = [{"sorted_numbers": ["1", "3", "7", "9"]}] * 3
+    assert reward(["?"] * 3, ["[1,3,7,9]", "[1,7,3,9]", ""], fields) == [1.0, 0.5, 0.0]
 
 
 @contextmanager
