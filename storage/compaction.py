@@ -151,7 +151,7 @@ def check_compaction(store: ObjectStore, compaction: Compaction, commits: Sequen
         columns = schema_of(opened.version).names
         for each in held:
             rows = by_key[each.commit].rows
-            table = pa.concat_tables(t for _, t in opened.slices(each.offset, rows, columns))
+            table = pa.concat_tables(opened.slices(each.offset, rows, columns))
             if table.num_rows != rows or rows_digest(table) != each.rows_digest:
                 raise ValueError(
                     f"{part.key} has other episodes than commit {each.commit} had when it was compacted"

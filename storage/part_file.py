@@ -46,13 +46,11 @@ class OpenPart:
         table = self.file.read_row_groups(list(chosen), stored, use_threads=False)
         return upgrade(table, names)
 
-    def slices(
-        self, offset: int, rows: int, columns: Sequence[str] | None
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """The rows from `offset`, a row group at a time, each with the number of its first row."""
+    def slices(self, offset: int, rows: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """The rows from `offset`, at most a row group at a time."""
         first, last = np.searchsorted(self.ends, [offset, offset + rows - 1], side="right")
         for group in range(first, last + 1):
             begin = int(self.ends[group - 1]) if group else 0
             table = self.read(columns, [group])
             low, high = max(offset - begin, 0), min(offset + rows - begin, table.num_rows)
-            yield begin + low - offset, table.slice(low, high - low)
+            yield table.slice(low, high - low)

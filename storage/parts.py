@@ -141,12 +141,10 @@ class CommitReader:
     def read(self, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
         """The commit's episodes. Raises ObjectNotFound and ValueError as `read_part` does."""
         empty = columns_schema(columns).empty_table()
-        return pa.concat_tables([empty, *(table for _, table in self.slices(commit, columns))])
+        return pa.concat_tables([empty, *self.slices(commit, columns)])
 
-    def slices(
-        self, commit: Commit, columns: Sequence[str] | None = None
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """The commit's episodes, at most a row group at a time, each with the number of its first row."""
+    def slices(self, commit: Commit, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The commit's episodes, at most a row group at a time."""
         part, offset = self._find(commit)
         return part.slices(offset, commit.rows, columns)
 

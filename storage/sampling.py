@@ -34,7 +34,7 @@ class Sampler:
         commits = [snapshot.commits[number] for number in partial]
         for number, commit in zip(partial, self._reader.ahead(commits), strict=True):
             slices = self._reader.slices(commit, filters.columns)
-            rows = np.concatenate([filters.rows(table) for _, table in slices])
+            rows = np.concatenate([filters.rows(table) for table in slices])
             self._wanted[number] = np.flatnonzero(rows)
             counts[number] = len(self._wanted[number])
         self._ends = np.cumsum(counts, dtype=np.int64)

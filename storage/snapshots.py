@@ -137,10 +137,10 @@ class Snapshot:
         filters = self.record.filters
         for commit in reader.ahead(self.commits):
             if filters.include(commit):
-                yield from (table for _, table in reader.slices(commit, names))
+                yield from reader.slices(commit, names)
                 continue
             needed = [*dict.fromkeys([*names, *filters.columns])]
-            for _, table in reader.slices(commit, needed):
+            for table in reader.slices(commit, needed):
                 wanted = filters.rows(table)
                 if wanted.any():
                     yield table.filter(pa.array(wanted)).select(names)

@@ -278,7 +278,15 @@ def test_a_digest_is_that_of_the_values() -> None:
     for change in changes:
         changed = [*rows[:3], {**rows[3], **change}, *rows[4:]]
         digests.add(rows_digest(pa.Table.from_pylist(changed, episodes.SCHEMA)))
-    assert len(digests) == 1 + len(changes)
+    # The same tokens and letters, divided otherwise among two episodes.
+    for name, first, second in (
+        ("prompt_token_ids", [], [5, 5, 5]),
+        ("response", "", "222"),
+    ):
+        for left, right in ((first, second), (second, first)):
+            moved = [*rows[:3], {**rows[3], name: left}, {**rows[4], name: right}, *rows[5:]]
+            digests.add(rows_digest(pa.Table.from_pylist(moved, episodes.SCHEMA)))
+    assert len(digests) == 1 + len(changes) + 4
 
 
 def test_compacted_parts_of_an_older_schema_are_checked_as_they_were(
