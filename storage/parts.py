@@ -7,6 +7,7 @@ attempt has the same name, the first counts.
 `CommitReader` finds a commit's rows wherever they lie; nobody else reads a commit's part.
 """
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -133,9 +134,13 @@ class CommitReader:
 
     def ahead(self, commits: Sequence[Commit]) -> Iterator[Commit]:
         """The commits in order; their parts are fetched several at a time, which is quicker from afar."""
+        alone = 0
         for number, commit in enumerate(commits):
-            if commit.part.key not in self._parts and commit.run_id not in self._places:
-                self._fetch(commits[number : number + _AHEAD])
+            known = commit.part.key in self._parts or commit.run_id in self._places
+            if number >= alone and not known:
+                several = commits[number : number + _AHEAD]
+                # Where one is gone, each is looked for on its own.
+                alone = number if self._fetch(several) else number + _AHEAD
             yield commit
 
     def read(self, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
@@ -179,24 +184,27 @@ class CommitReader:
         self._parts.move_to_end(part.key)
         return self._parts[part.key][0]
 
-    def _fetch(self, commits: Iterable[Commit]) -> None:
-        """Read the parts of the first of these commits at once, as many as are kept."""
+    def _fetch(self, commits: Iterable[Commit]) -> bool:
+        """Read the parts of the first of these commits at once, as many as are kept; False if one is gone."""
         parts: list[PartRef] = []
         for part in dict.fromkeys(commit.part for commit in commits):
             if sum(each.bytes for each in (*parts, part)) > self._cache_bytes:
                 break
-            parts.append(part)
+            if part.key not in self._parts:
+                parts.append(part)
         try:
             contents = self._store.read_many([part.key for part in parts])
         except ObjectNotFound:
-            return  # Each is looked for on its own.
+            return False
         for part, data in zip(parts, contents, strict=True):
-            self._keep(part, data)
+            # One that is damaged is refused when its turn comes.
+            with contextlib.suppress(ValueError):
+                self._keep(part, data)
+        return True
 
     def _keep(self, part: PartRef, data: bytes) -> None:
-        _, num_bytes = self._parts.pop(part.key, (None, 0))
         self._parts[part.key] = _open_part(part, data), part.bytes
-        self._cached_bytes += part.bytes - num_bytes
+        self._cached_bytes += part.bytes
         while self._cached_bytes > self._cache_bytes and len(self._parts) > 1:
             _, (_, num_bytes) = self._parts.popitem(last=False)
             self._cached_bytes -= num_bytes

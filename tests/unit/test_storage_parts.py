@@ -14,6 +14,7 @@ from storage import episodes, layout
 from storage.episodes import SCHEMA, Added, Figures, check_table, policy_version_bounds
 from storage.objects import LocalStore, ObjectNotFound
 from storage.parts import (
+    CommitReader,
     commit_part,
     encode_part,
     read_commits,
@@ -301,3 +302,51 @@ def test_only_committed_episodes_are_read_and_only_those_asked_for(tmp_path: Pat
     chosen = read_committed(store, "run", group_ids=["run-00000003"], columns=["sample", "draw"])
     assert chosen.to_pydict() == {"sample": [0, 1], "draw": [3, 3]}
     assert read_committed(store, "none").num_rows == 0
+
+
+def test_parts_are_fetched_several_at_a_time_and_few_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    commits = [commit_part(store, "run", f"round-{n}", _table(n)) for n in range(6)]
+    fetched: list[list[int]] = []
+    numbers = {commit.part.key: number for number, commit in enumerate(commits)}
+    read = LocalStore.read
+
+    def read_many(self: LocalStore, keys: list[str]) -> list[bytes]:
+        fetched.append([numbers[key] for key in keys])
+        return [read(self, key) for key in keys]
+
+    def read_one(self: LocalStore, key: str) -> bytes:
+        fetched.append([numbers.get(key, -1)])
+        return read(self, key)
+
+    monkeypatch.setattr(LocalStore, "read_many", read_many)
+    monkeypatch.setattr(LocalStore, "read", read_one)
+    sizes = [commit.part.bytes for commit in commits]
+
+    reader = CommitReader(store, cache_bytes=3 * max(sizes))
+    for commit in reader.ahead(commits):
+        reader.read(commit)
+    assert fetched == [[0, 1, 2], [3, 4, 5]]
+    fetched.clear()
+    for commit in (commits[5], commits[4], commits[0]):
+        reader.read(commit)
+    assert fetched == [[0]], "the ones read last were kept"
+    fetched.clear()
+    # One is damaged: those before it are read all the same.
+    data = store.local_path(commits[2].part.key).read_bytes()
+    store.replace(commits[2].part.key, data[:-1])
+    reader = CommitReader(store)
+    coming = reader.ahead(commits)
+    assert [reader.read(next(coming)).num_rows for _ in range(2)] == [2, 2]
+    with pytest.raises(ValueError, match=commits[2].part.key):
+        reader.read(next(coming))
+    # One is gone: they are read one by one, and that one is looked for again after a look at the compactions.
+    store.local_path(commits[2].part.key).unlink()
+    fetched.clear()
+    reader = CommitReader(store)
+    with pytest.raises(ObjectNotFound, match=commits[2].part.key):
+        for commit in reader.ahead(commits):
+            reader.read(commit)
+    assert fetched == [[0, 1, 2, 3, 4, 5], [0], [1], [2], [2], [2]]
