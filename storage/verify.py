@@ -27,7 +27,7 @@ from storage.runs import read_config
 from storage.summary import summarize
 from storage.verify_checkpoints import checkpoint_problems
 from storage.verify_files import file_problems
-from storage.verify_lineage import lineage_problems, replay_of
+from storage.verify_lineage import is_replay_whole, lineage_problems, replay_of
 from storage.verify_log import log_problems
 from storage.verify_order import order_problems
 
@@ -68,10 +68,9 @@ def verify(store: ObjectStore, run_id: str) -> Report:
         report.problems.append(Problem("config", key, f"{key} cannot be relied on: {error}"))
         return report
     missing = [key for key in _LIMITS if not isinstance(config.get(key), int)]
-    if missing:
-        sentence = (
-            f"the config of run {run_id} sets no {', '.join(missing)}: nothing can be checked"
-        )
+    if missing or not is_replay_whole(config):
+        what = ", ".join(missing or ["whole replay"])
+        sentence = f"the config of run {run_id} sets no {what}: nothing can be checked"
         report.problems.append(Problem("config", layout.config_key(run_id), sentence))
         return report
     try:

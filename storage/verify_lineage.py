@@ -30,6 +30,17 @@ def replay_of(config: dict[str, Any]) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def is_replay_whole(config: dict[str, Any]) -> bool:
+    """Whether that section, if there is one, has what a run is held against."""
+    section = config.get("replay")
+    return section is None or (
+        isinstance(section, dict)
+        and isinstance(section.get("runs"), list)
+        and isinstance(section.get("scores", layout.RUN_SCORES), str)
+        and isinstance(section.get("epochs", 1), int)
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class _Others:
     """The ledgers of other runs, each read once."""
@@ -100,10 +111,10 @@ def _replayed(
         sentence = f"groups of {name} were replayed, which the config does not name"
         yield Problem("replayed", fact.run_id, sentence)
         return
-    if fact.score_set != section.get("scores", "run"):
+    if fact.score_set != section.get("scores", layout.RUN_SCORES):
         sentence = (
             f"groups of {name} were replayed with scores {fact.score_set!r}; "
-            f"the config says {section.get('scores', 'run')!r}"
+            f"the config says {section.get('scores', layout.RUN_SCORES)!r}"
         )
         yield Problem("replayed", fact.run_id, sentence)
     try:

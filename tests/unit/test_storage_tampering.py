@@ -209,6 +209,13 @@ def entry_doubled_at_the_end(run: MadeRun) -> str:
     return "was written after its incarnation had ended"
 
 
+def entry_after_a_seal(run: MadeRun) -> str:
+    """A controller that was about to take the run over had sealed it, and somebody wrote on."""
+    seal = {"kind": "sealed", "host": "host", "pid": 1}
+    run.rewrite_log(lambda entries: entries.insert(-1, [seal]))
+    return "was written after its incarnation was sealed"
+
+
 def entry_under_anothers_key(run: MadeRun) -> str:
     run.store.replace(layout.entry_key("run", 1, 4), run.store.read(layout.entry_key("run", 1, 3)))
     return f"{layout.entry_key('run', 1, 4)} holds entry 3 of incarnation 1"
@@ -343,6 +350,22 @@ def results_altered(run: MadeRun) -> str:
     return "run.json says eval"
 
 
+def results_unreadable(run: MadeRun) -> str:
+    run.store.replace(layout.run_json_key("run"), b"{")
+    return f"{layout.run_json_key('run')} is not JSON"
+
+
+def results_of_another_kind(run: MadeRun) -> str:
+    run.store.replace(layout.run_json_key("run"), b"[]")
+    return f"{layout.run_json_key('run')} is no JSON object"
+
+
+def times_that_cannot_be(run: MadeRun) -> str:
+    key, _ = run.find("end")
+    run.edit(key, lambda entry: entry.update(at=1e300))
+    return f"the log adds up to nothing that {layout.run_json_key('run')} could say"
+
+
 def config_altered(run: MadeRun) -> str:
     run.edit(layout.config_key("run"), lambda config: config.update(steps=5))
     return f"{layout.config_key('run')} is not the config that incarnation 0 started with"
@@ -456,11 +479,12 @@ IN_A_FINISHED_RUN: list[Plant] = [
     entry_altered_weights, entry_altered_groups, entry_altered_drop, entry_unreadable,
     entry_missing_in_the_middle, entry_missing_at_the_end,
     entry_missing_with_those_after_it_moved_up, end_missing, entry_doubled_in_place, step_doubled,
-    entry_doubled_at_the_end, entry_under_anothers_key, entries_reordered, entry_of_another_run,
+    entry_doubled_at_the_end, entry_after_a_seal, entry_under_anothers_key, entries_reordered, entry_of_another_run,
     start_of_another_run, group_trained_twice, group_trained_and_dropped, age_bound_lowered,
     claim_names_a_later_entry, claim_names_an_earlier_entry, seal_removed, claim_of_another_run,
     claim_with_other_versions, claim_removed, newest_claim_removed, checkpoint_file_altered,
-    checkpoint_file_removed, checkpoint_weights_replaced, last_checkpoint_pruned, results_altered,
+    checkpoint_file_removed, checkpoint_weights_replaced, last_checkpoint_pruned, results_altered, results_unreadable,
+    results_of_another_kind, times_that_cannot_be,
     config_altered, config_unreadable, config_removed, source_altered, evaluation_altered,
     evaluation_on_training_prompts, intervals_overlapping,
 ]  # fmt: skip

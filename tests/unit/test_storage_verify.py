@@ -313,6 +313,36 @@ def test_a_second_warm_start_gives_the_same_weights_or_is_recorded(
     assert _problems(run) == ([] if recorded else [("warm_start", "run")])
 
 
+def test_a_warm_start_of_what_has_weights_already_is_found(store: LocalStore) -> None:
+    run = made_run.finished(store, end=False)
+    run.warm_start()
+    assert "warm-started although it had weights already" in _says(run, "warm_start")
+    fork = MadeRun(store, "fork", parent_run_id="run", parent_step=0)
+    fork.log.append(
+        facts.Forked(
+            parent_run_id="run",
+            parent_step=0,
+            step=0,
+            checkpoint=layout.checkpoint_folder("run", 0),
+            weights_digest=made_run.weights_digest(0),
+        )
+    )
+    assert _problems(fork) == []
+    fork.warm_start()
+    assert _problems(fork) == [("warm_start", "fork")]
+
+
+def test_a_checkpoint_that_was_not_there_cannot_be_pruned(run: MadeRun) -> None:
+    run.log.append(facts.Pruned(steps=(7,)))
+    assert _problems(run) == [("pruned", "step 7")]
+
+
+def test_a_fork_that_begins_after_another_step_is_found(store: LocalStore) -> None:
+    run = made_run.forked(store, made_run.finished(store))
+    run.edit_fact("forked", step=1)
+    assert "the run's steps begin after step 1 where step 2 is due" in _says(run, "fork")
+
+
 def test_a_fork_of_another_step_than_the_configs_is_found(store: LocalStore) -> None:
     other = made_run.finished(store)
     run = made_run.forked(store, other)
@@ -416,6 +446,22 @@ def test_a_replay_outlives_the_log_of_the_other_run(store: LocalStore) -> None:
     for key in store.keys("runs/run/"):
         store.local_path(key).unlink()
     assert _problems(run) == []
+
+
+def test_a_log_of_another_run_that_cannot_be_read_is_told(store: LocalStore) -> None:
+    other = made_run.finished(store)
+    runs = made_run.forked(store, other), made_run.replaying(store, other)
+    key, _ = other.find("admitted")
+    store.replace(key, b"{")
+    for run, kind in zip(runs, ("fork", "replayed"), strict=True):
+        assert _problems(run) == [(kind, "run")]
+        assert key in _says(run, kind)
+
+
+def test_scores_that_the_config_does_not_name_are_found(store: LocalStore) -> None:
+    run = _rescored(store, made_run.finished(store), [0.0, 1.0, 1.0, 0.0])
+    run.edit(layout.config_key("rescored"), lambda config: config["replay"].update(scores="run"))
+    assert "were replayed with scores 'later'; the config says 'run'" in _says(run, "replayed")
 
 
 def _rescored(store: LocalStore, other: MadeRun, scores: list[float]) -> MadeRun:
@@ -567,6 +613,12 @@ def test_a_run_json_that_lags_behind_a_living_run_is_no_problem(store: LocalStor
 def test_a_config_without_bounds_is_found(run: MadeRun) -> None:
     run.edit(layout.config_key("run"), lambda config: config.pop("max_policy_age"))
     assert "sets no max_policy_age" in _says(run, "config")
+
+
+@pytest.mark.parametrize("replay", [3, {}, {"runs": "a"}, {"runs": [], "epochs": "2"}])
+def test_a_config_with_half_a_replay_is_found(run: MadeRun, replay: object) -> None:
+    run.edit(layout.config_key("run"), lambda config: config.update(replay=replay))
+    assert "sets no whole replay" in _says(run, "config")
 
 
 def test_an_unknown_run_is_refused(store: LocalStore) -> None:
