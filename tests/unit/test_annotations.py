@@ -231,7 +231,9 @@ class _Bomb:
         return os.system, ("echo exploded > exploded",)
 
 
-@pytest.mark.parametrize("what", ["truncated", "altered", "gone", "pickled", "other columns"])
+@pytest.mark.parametrize(
+    "what", ["truncated", "altered", "gone", "pickled", "other columns", "other scores"]
+)
 def test_damaged_scores_are_refused(
     past_run: MakeRun, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,14 +250,13 @@ def test_damaged_scores_are_refused(
         path.write_bytes(data[:-1])
     elif what == "altered":
         path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    elif what == "other scores":
+        other = write_scores(run.store, commit, "2", ids, [1.0, 0.0], [{}, {}], reward_mean=0.5)
+        path.write_bytes(run.store.read(other.part.key))
     elif what in ("pickled", "other columns"):
-        other = (
-            pickle.dumps(_Bomb())
-            if what == "pickled"
-            else _parquet(SCHEMA.remove_metadata().field(0))
-        )
-        path.write_bytes(other)
-        _name_in_record(run.store, record, other)
+        stranger = pickle.dumps(_Bomb()) if what == "pickled" else _parquet(SCHEMA.field(0))
+        path.write_bytes(stranger)
+        _name_in_record(run.store, record, stranger)
     with pytest.raises(ValueError, match=record.part.key[-20:]):
         read_scores(run.store, commit, "length")
     assert not Path("exploded").exists()
