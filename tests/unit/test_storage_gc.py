@@ -292,7 +292,7 @@ def test_parts_go_once_a_compaction_holds_their_rows(run: MadeRun) -> None:
     assert delete_garbage(run.store, NOW).garbage == []
 
 
-@pytest.mark.parametrize("fault", ["gone", "damaged", "moved"])
+@pytest.mark.parametrize("fault", ["gone", "damaged", "moved", "of others"])
 def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
     run: MadeRun, fault: str
 ) -> None:
@@ -303,12 +303,14 @@ def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
     elif fault == "damaged":
         run.store.replace(part.key, run.store.read(part.key)[:-1] + b"x")
     else:
-        commits = tuple(each.model_copy(update={"offset": 0}) for each in compaction.commits)
-        moved = compaction.model_copy(update={"commits": commits})
-        run.store.replace(layout.compaction_key("run", 0), moved.to_bytes())
+        change = {"offset": 0} if fault == "moved" else {"sha256": "0" * 64}
+        commits = tuple(each.model_copy(update=change) for each in compaction.commits)
+        altered = compaction.model_copy(update={"commits": commits})
+        run.store.replace(layout.compaction_key("run", 0), altered.to_bytes())
     found = delete_garbage(run.store, NOW)
     assert found.garbage == []
-    assert part.key in found.spared["run"]
+    # Of compacted rows that are no commit's, nothing would be deleted to begin with.
+    assert (fault == "of others") == (part.key not in found.spared.get("run", ""))
     assert all(
         run.store.exists(each.part.key) for each in take_snapshot(run.store, ["run"]).commits
     )

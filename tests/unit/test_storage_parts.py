@@ -248,11 +248,12 @@ def test_tokens_that_the_policy_did_not_write_have_no_say() -> None:
     row = _row(3, 0)
     row["mask"] = [True, False, True]
     row["logprobs"] = [-0.5, float("nan"), -0.25]
-    row["token_policy_versions"] = [4, -1, 6]
-    table = pa.Table.from_pylist([_row(0, 0), row], SCHEMA)
-    check_table(table)
-    oldest, newest = policy_version_bounds(table)
-    assert (oldest.tolist(), newest.tolist()) == ([1, 4], [2, 6])
+    for unsaid in (-1, 99):
+        row["token_policy_versions"] = [4, unsaid, 6]
+        table = pa.Table.from_pylist([_row(0, 0), row], SCHEMA)
+        check_table(table)
+        oldest, newest = policy_version_bounds(table)
+        assert (oldest.tolist(), newest.tolist()) == ([1, 4], [2, 6])
 
 
 def test_figures_are_those_of_the_episodes_also_in_a_slice() -> None:
