@@ -256,15 +256,17 @@ def plain_sample(snapshot: Snapshot, seed: int) -> pa.Table:
 def streaming(snapshot: Snapshot) -> dict[str, float]:
     """Seconds to read all episodes in a new process, and its peak memory in megabytes."""
     script = (
-        "import json, resource, sys, time\n"
+        "import json, re, sys, time\n"
+        "from pathlib import Path\n"
         "from storage.client import Run\n"
         "started, rows, tokens = time.perf_counter(), 0, 0\n"
         "for batch in Run(sys.argv[1], 'run').batches():\n"
         "    rows += batch.num_rows\n"
         "    tokens += len(batch.column('response_token_ids').flatten())\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "seconds = time.perf_counter() - started\n"
-        "print(json.dumps(dict(rows=rows, tokens=tokens, peak_mb=peak * 1024 / 1e6, seconds=seconds)))"
+        # Not `ru_maxrss`, which a process inherits from the one that started it.
+        "kib = int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "print(json.dumps(dict(rows=rows, tokens=tokens, peak_mb=kib * 1024 / 1e6, seconds=seconds)))"
     )
     command = [sys.executable, "-c", script, snapshot.store.uri]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
