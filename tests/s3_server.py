@@ -85,11 +85,7 @@ def s3_server() -> Iterator[S3Server]:
     finally:
         keeper.stdin.close()
         keeper.wait(_STOP_SECONDS)
-        for path in Path("/tmp").glob(
-            "seaweedfs-*-grpc-*.sock"
-        ):  # The server leaves its sockets there.
-            if path.stem.endswith(tuple(f"-{port}" for port in ports)):
-                path.unlink()
+        _remove_dead_sockets()
 
 
 @pytest.fixture
@@ -147,6 +143,16 @@ def _make_bucket(server: S3Server, folder: Path) -> None:
                 output = (folder / "output.log").read_text()[-4000:]
                 raise RuntimeError(f"SeaweedFS did not come up:\n{output}") from error
             time.sleep(0.05)
+
+
+def _remove_dead_sockets() -> None:
+    """Remove what SeaweedFS leaves in the folder where it always puts it, and servers that were killed have left."""
+    for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError):
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 def _free_ports(count: int) -> list[int]:

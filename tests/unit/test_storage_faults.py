@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -557,6 +558,20 @@ def test_a_folder_that_turns_read_only_is_told_and_still_read(tmp_path: Path) ->
         assert "that can be written" in sentence
     assert "cannot be written (" in told["refused"]
     assert told["kept"] == ["acknowledged", ["log/0"]]
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_empty(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / ("x" * 300))  # Longer than a name can be.
+    for use in _all_uses(store):
+        with pytest.raises(StoreError) as error:
+            use()
+        assert error.value.errno == errno.ENAMETOOLONG
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(StoreError("store 'a' is full", errno.ENOSPC)))
+    assert isinstance(error, StoreError)
+    assert (str(error), error.errno) == ("store 'a' is full", errno.ENOSPC)
 
 
 def test_an_unreadable_disk_is_no_missing_object(tmp_path: Path) -> None:
