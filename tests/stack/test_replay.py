@@ -55,15 +55,25 @@ def rescored(past: Finished, rewards: Path, prefect_server: str) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def replays(past: Finished, rescored: dict[str, Any], prefect_server: str) -> dict[str, Finished]:
-    """Two at the same time: by the run's own scores, and by the new ones, which is killed in the midst and resumed."""
-    whole = _start(past, prefect_server, "replay", "past", "--run-id", "whole")
+def whole_started(past: Finished, prefect_server: str) -> subprocess.Popen[str]:
+    """A replay by the run's own scores, under way."""
+    return _start(past, prefect_server, "replay", "past", "--run-id", "whole")
+
+
+@pytest.fixture(scope="module")
+def replays(
+    whole_started: subprocess.Popen[str],
+    past: Finished,
+    rescored: dict[str, Any],
+    prefect_server: str,
+) -> dict[str, Finished]:
+    """That one, and one by the new scores, which is killed in the midst and resumed."""
     cut = _start(past, prefect_server, "replay", "past", "--scores", "length", "--run-id", "cut")
     _wait_for_steps(past.store / "runs" / "cut" / "log", 2, cut)
     cut.send_signal(signal.SIGKILL)
     cut.communicate()
     resumed = _start(past, prefect_server, "resume", "cut")
-    return {name: _end(past, name, it) for name, it in (("whole", whole), ("cut", resumed))}
+    return {name: _end(past, name, it) for name, it in (("whole", whole_started), ("cut", resumed))}
 
 
 def test_the_same_loss_on_the_same_episodes_gives_the_runs_own_weights(
