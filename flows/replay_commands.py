@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -104,16 +104,22 @@ def rescore(
     """Score the episodes of a past run again; the new scores stand beside the old."""
     set_up_logging(verbose)
     # Deferred: it brings pyarrow, which other commands do without.
-    from forge_core.scorers import begin_set
+    from forge_core.scorers import begin_set, counted_commits
+    from storage.annotations import read_covered
 
     with refusing_input():
         check_writable(store)
+        opened = open_store(store)
         this_process = Controller.this_process(versions=versions(), git_commit=git_commit())
-        begin_set(open_store(store), run, name, verifier, this_process)
+        begin_set(opened, run, name, verifier, this_process)
+        num_commits = len(counted_commits(opened, run))
+    done = read_covered(opened, run, name)
     try:
-        # A reward function may print, and the command's one document is all that is due on stdout.
-        with _stdout_on_stderr():
-            covered, num_new = _rescore(store, run, name, verifier)
+        if done is not None and done.num_commits >= num_commits:
+            covered, num_new = done, 0
+        else:
+            with _output_aside(verbose):
+                covered, num_new = _rescore(store, run, name, verifier)
     except BaseException as error:
         _explain(error, verbose)
         _leave(FAILED)
@@ -147,16 +153,23 @@ def _rescore(store: str, run: str, name: str, verifier: str) -> tuple[Covered, i
 
 
 @contextmanager
-def _stdout_on_stderr() -> Iterator[None]:
+def _output_aside(verbose: bool) -> Iterator[None]:
+    """Keep what processes and reward functions print from the command's own output; `verbose` shows it as errors."""
     sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(2 if verbose else nowhere.fileno(), 1)
+        if not verbose:
+            os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+        sys.stderr.flush()
+        for number, descriptor in zip((1, 2), saved, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def _explain(error: BaseException, verbose: bool) -> None:
@@ -190,7 +203,7 @@ def _print_scores(covered: Covered, verifier: str, num_new: int, store: str) -> 
     out.print(f"next: forgeflow replay {covered.run_id} --scores {covered.name} --store {store}")
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process. All that was started is stopped; exit handlers of libraries would only wait for servers."""
     sys.stdout.flush()
     sys.stderr.flush()
