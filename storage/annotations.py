@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -114,21 +114,14 @@ def open_set(store: ObjectStore, wanted: ScoreSet) -> ScoreSet:
         return wanted
     found = read_set(store, wanted.run_id, wanted.name)
     if found.decides != wanted.decides:
-        where = _difference(found, wanted)
+        where = ""
+        if found.scorer == wanted.scorer and found.source is not None:
+            where = f" as its file was, which is kept at {found.source.key}"
         raise ValueError(
             f"scores {wanted.name!r} of run {wanted.run_id!r} are those of verifier {found.verifier!r}{where}: take "
             "another --name"
         )
     return found
-
-
-def _difference(found: ScoreSet, wanted: ScoreSet) -> str:
-    """Why a verifier of the same name is not the same, if it has the same."""
-    if found.scorer != wanted.scorer:
-        return ""
-    if found.source is not None and wanted.source is not None:
-        return f" as its file was, which is kept at {found.source.key}"
-    return " with other parameters"
 
 
 def read_set(store: ObjectStore, run_id: str, name: str) -> ScoreSet:
@@ -226,8 +219,7 @@ def read_scores(store: ObjectStore, commit: Commit, name: str) -> dict[str, floa
         raise ValueError(
             f"scores {name!r} lack commit {commit.key} of run {commit.run_id!r}: rescore the run again"
         )
-    table = _read_part(store, record.part)
-    scores = dict(zip(table["episode_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+    scores = dict(_read_part(store, record.part))
     if not all(map(math.isfinite, scores.values())) or len(scores) != commit.rows:
         raise ValueError(
             f"{record.part.key} has not one finite score for each of {commit.rows} episodes"
@@ -235,7 +227,7 @@ def read_scores(store: ObjectStore, commit: Commit, name: str) -> dict[str, floa
     return scores
 
 
-def _read_part(store: ObjectStore, part: PartRef) -> pa.Table:
+def _read_part(store: ObjectStore, part: PartRef) -> Iterator[tuple[str, float]]:
     try:
         data = read_file(store, part)
         file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
@@ -246,7 +238,8 @@ def _read_part(store: ObjectStore, part: PartRef) -> pa.Table:
     # Before anything is decoded: no extension type of somebody else's is ever made from it.
     if not file.schema_arrow.equals(SCHEMA, check_metadata=True):
         raise ValueError(f"{part.key} is no part of scores: its columns are others")
-    return file.read(use_threads=False)
+    table = file.read(["episode_id", "score"], use_threads=False)
+    return zip(table["episode_id"].to_pylist(), table["score"].to_pylist(), strict=True)
 
 
 def complete_set(store: ObjectStore, run_id: str, name: str, commits: Sequence[Commit]) -> Covered:
