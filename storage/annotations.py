@@ -160,14 +160,9 @@ def write_scores(
             f"commit {commit.key} of run {commit.run_id} has {commit.rows} episodes and was given "
             f"{len(set(episode_ids))} scores"
         )
-    table = pa.Table.from_arrays(
-        [
-            pa.array(episode_ids, pa.string()),
-            pa.array(scores, pa.float64()),
-            pa.array([json.dumps(each, sort_keys=True) for each in details], pa.string()),
-        ],
-        schema=SCHEMA,
-    )
+    texts = [json.dumps(each, sort_keys=True) for each in details]
+    arrays = [pa.array(each) for each in (episode_ids, map(float, scores), texts)]
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     record = Scores(
         run_id=commit.run_id,
         name=name,

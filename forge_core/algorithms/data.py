@@ -54,23 +54,7 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
 
     Raises ValueError if a group is missing, has another number of samples than the first, or lacks a score.
     """
-    commits = [read_record(store, key, Commit) for key in request.commits]
-    rows = read_committed(
-        store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
-    ).to_pylist()
-    if len({*request.commits}) < len(request.commits) or len({*request.group_ids}) < len(
-        request.group_ids
-    ):
-        raise ValueError(f"step {request.step}: a commit or group is named twice")
-    by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
-    if request.score_set != RUN_SCORES:
-        _score(store, request, commits, rows)
-    for row in rows:
-        by_group[row["group_id"]].append(row)
-    groups = [sorted(by_group[group_id], key=lambda row: row["sample"]) for group_id in by_group]
-    sizes = {len(group) for group in groups}
-    if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"step {request.step}: its groups have {sorted(sizes)} samples")
+    groups = _read_groups(store, request)
     if not groups:
         return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
     rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
@@ -99,6 +83,28 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
         age_mean=age_mean,
         metrics=_episode_metrics(groups, rewards_NG),
     )
+
+
+def _read_groups(store: ObjectStore, request: TrainRequest) -> list[list[dict[str, Any]]]:
+    """The rows of each group of a request, by sample."""
+    commits = [read_record(store, key, Commit) for key in request.commits]
+    rows = read_committed(
+        store, request.run_id, columns=_COLUMNS, commits=commits, group_ids=request.group_ids
+    ).to_pylist()
+    if len({*request.commits}) < len(request.commits) or len({*request.group_ids}) < len(
+        request.group_ids
+    ):
+        raise ValueError(f"step {request.step}: a commit or group is named twice")
+    by_group: dict[str, list[dict[str, Any]]] = {group_id: [] for group_id in request.group_ids}
+    if request.score_set != RUN_SCORES:
+        _score(store, request, commits, rows)
+    for row in rows:
+        by_group[row["group_id"]].append(row)
+    groups = [sorted(group, key=lambda row: row["sample"]) for group in by_group.values()]
+    sizes = {len(group) for group in groups}
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"step {request.step}: its groups have {sorted(sizes)} samples")
+    return groups
 
 
 def _score(
