@@ -114,10 +114,12 @@ def survive(
     run_id: str,
     regime: str,
     points: list[Point],
-    audit: Callable[[ObjectStore, str], Any] | None = None,
+    audit: Callable[[str, str], Any] | None = None,
     options: tuple[str, ...] = SMALL,
 ) -> Survivor:
     """Run, killing the flow process at each point and going on after it, until the run is finished.
+
+    `audit` is given the store's URI and the run's id, and raises AssertionError for what it finds wrong.
 
     Raises RuntimeError if a process ends in another way than by finishing or by being killed here.
     """
@@ -218,9 +220,7 @@ class _Seen:
             self._next += 1
 
 
-def _judge(
-    store: ObjectStore, survivor: Survivor, audit: Callable[[ObjectStore, str], Any] | None
-) -> None:
+def _judge(store: ObjectStore, survivor: Survivor, audit: Callable[[str, str], Any] | None) -> None:
     ledger = read_ledger(store, survivor.run_id)
     if ledger.status != "finished" or ledger.pending:
         survivor.problems.append(f"status {ledger.status}, {len(ledger.pending)} groups pending")
@@ -228,7 +228,7 @@ def _judge(
     survivor.problems += generated_again(store, survivor.run_id)
     if audit is not None:
         try:
-            audit(store, survivor.run_id)
+            audit(store.uri, survivor.run_id)
         except AssertionError as error:
             survivor.problems.append(f"audit: {error}")
     survivor.weights_digest = ledger.weights.get(ledger.last_step, "")

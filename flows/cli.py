@@ -113,6 +113,7 @@ def run(
 
 
 app.command()(resume)
+app.command()(replay_commands.replay)
 app.command()(replay_commands.rescore)
 app.command()(reports.runs)
 app.command()(reports.show)

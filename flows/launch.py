@@ -139,6 +139,7 @@ def _run(
         from flows.loop import own_loop
         from flows.post_train import post_train
         from flows.progress import LiveProgress
+        from flows.replay import replay_run
         from tasks.run import listening, relying_on
         from tasks.tensorboard import TensorBoard
 
@@ -155,7 +156,8 @@ def _run(
             relying_on({} if loop is None else {"loop": reference_to("loop", loop)}),
         ):
             own_loop.set(loop)
-            await post_train(config, store_uri, run_id)
+            flow = post_train if config.replay is None else replay_run
+            await flow(config, store_uri, run_id)
 
     try:
         # While the server starts, and before the loop: imports take seconds in which the loop would hear no signal.

@@ -135,6 +135,15 @@ own_loop: ContextVar[LoopFunction | None] = ContextVar("forgeflow_own_loop", def
 """The function that takes the regime's place."""
 
 
+def chosen_loop() -> LoopFunction | None:
+    """The function that takes the regime's place, if there is one.
+
+    A function, for Prefect pickles a flow that it serves with all that its module names, which a context variable
+    does not survive.
+    """
+    return own_loop.get()
+
+
 async def drive(run: ActiveRun, function: LoopFunction) -> None:
     """Let the function run, drop what it collected and did not train on, and publish what it trained last."""
     loop = Loop(run)

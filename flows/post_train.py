@@ -1,7 +1,8 @@
 """Post-training as a flow: a supervised warm start, then what its regime makes of
-generate, score, buffer, train and publish."""
+generate, score, buffer, train and publish.
 
-from __future__ import annotations
+Annotations are evaluated: Prefect pickles a flow that it serves, and then reads its parameters from them.
+"""
 
 import logging
 
@@ -9,7 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.html_report.page import write_report
-from flows.loop import drive, own_loop
+from flows.loop import chosen_loop, drive
 from flows.regimes import REGIMES
 from flows.results import table_artifact
 from forge_core.config import RunConfig
@@ -47,7 +48,7 @@ async def post_train(config: RunConfig, store: str, run_id: str | None = None) -
         await build_model()
         await begin(run)
         await evaluate("initial", policy_version=run.ledger.base_step)
-        if (loop := own_loop.get()) is not None:
+        if (loop := chosen_loop()) is not None:
             await drive(run, loop)
         else:
             await REGIMES[config.regime](run)

@@ -139,7 +139,7 @@ def _summarize(store: ObjectStore, run_id: str) -> dict[str, Any]:
 
 def _newest_episodes(store: ObjectStore, run_id: str, limit: int) -> list[dict[str, Any]]:
     # Deferred: it brings pyarrow.
-    from storage.parts import read_part
+    from storage.parts import read_commit
 
     read_config(store, run_id)
     ledger = Ledger.fold(log.read_entries(store, run_id), log.read_incarnations(store, run_id))
@@ -148,7 +148,7 @@ def _newest_episodes(store: ObjectStore, run_id: str, limit: int) -> list[dict[s
         if len(rows) >= limit:
             break
         commit = read_record(store, fact.commit, Commit)
-        part = read_part(store, commit.part, _COLUMNS)
+        part = read_commit(store, commit, _COLUMNS)
         rows += reversed(part.slice(max(0, len(part) - limit + len(rows))).to_pylist())
     return rows
 

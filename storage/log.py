@@ -17,7 +17,14 @@ from typing import Self
 from storage import layout
 from storage.facts import Entry, Fact, Sealed
 from storage.objects import ObjectStore
-from storage.records import Controller, EntryPosition, Incarnation, read_record
+from storage.records import (
+    Controller,
+    EntryPosition,
+    Incarnation,
+    parse_record,
+    read_record,
+    read_records,
+)
 
 
 class Fenced(RuntimeError):
@@ -121,13 +128,16 @@ def read_incarnations(store: ObjectStore, run_id: str) -> list[Incarnation]:
             raise ValueError(
                 f"incarnation {number} of run {run_id} is missing: found {key} in its place"
             )
-    return [read_record(store, key, Incarnation) for key in keys]
+    return read_records(store, keys, Incarnation)
 
 
 def read_entries(store: ObjectStore, run_id: str) -> list[Entry]:
     """All entries of the run that count, in order. Raises ValueError if one is unreadable."""
-    incarnations = read_incarnations(store, run_id)
-    return [read_entry(store, key) for key in counting_keys(store, run_id, incarnations)]
+    keys = counting_keys(store, run_id, read_incarnations(store, run_id))
+    return [
+        check_place(key, parse_record(key, data, Entry))
+        for key, data in zip(keys, store.read_many(keys), strict=True)
+    ]
 
 
 def counting_keys(store: ObjectStore, run_id: str, incarnations: list[Incarnation]) -> list[str]:
@@ -159,7 +169,11 @@ def read_entry(store: ObjectStore, key: str) -> Entry:
 
     Raises ObjectNotFound, and ValueError if it is unreadable or belongs elsewhere.
     """
-    entry = read_record(store, key, Entry)
+    return check_place(key, read_record(store, key, Entry))
+
+
+def check_place(key: str, entry: Entry) -> Entry:
+    """The entry, if it is that of the key. Raises ValueError."""
     if not key.endswith(f"/{entry.incarnation:06d}-{entry.seq:08d}.json"):
         place = f"entry {entry.seq} of incarnation {entry.incarnation}"
         raise ValueError(f"{key} holds {place}, which belongs elsewhere")

@@ -32,7 +32,7 @@ from storage.episodes import (
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.part_file import OpenPart
 from storage.places import Place, newest_places, read_compactions
-from storage.records import Commit, FileRef, PartRef, read_record
+from storage.records import Commit, FileRef, PartRef, read_record, read_records
 
 _logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def describe_commit(
 def read_commits(store: ObjectStore, run_id: str) -> list[Commit]:
     """All commits of the run, sorted by name. Which of them count for the run, its log says."""
     keys = store.keys(layout.commits_folder(run_id))
-    return [read_record(store, key, Commit) for key in keys]
+    return read_records(store, keys, Commit)
 
 
 def read_committed(

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from typing import Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -30,7 +31,21 @@ def read_record(store: ObjectStore, key: str, record_type: type[RecordType]) -> 
 
     Raises ObjectNotFound, and ValueError naming the key if it is no such record, or one that a newer Forgeflow wrote.
     """
-    data = store.read(key)
+    return parse_record(key, store.read(key), record_type)
+
+
+def read_records(
+    store: ObjectStore, keys: Sequence[str], record_type: type[RecordType]
+) -> list[RecordType]:
+    """The records under the keys, in order, fetched at once where the store can. Raises as `read_record` does."""
+    return [
+        parse_record(key, data, record_type)
+        for key, data in zip(keys, store.read_many(keys), strict=True)
+    ]
+
+
+def parse_record(key: str, data: bytes, record_type: type[RecordType]) -> RecordType:
+    """The record that these bytes, which lie under the key, are. Raises ValueError as `read_record` does."""
     try:
         return record_type.model_validate_json(data, strict=True)
     except ValidationError as error:

@@ -5,22 +5,26 @@ from typing import Any
 
 from storage import layout
 from storage.objects import ObjectNotFound, ObjectStore
+from storage.tombstones import is_deleted, refuse_deleted
 
 _MISSING = object()
 
 
 def list_runs(store: ObjectStore) -> list[str]:
-    """Sorted ids of all runs that have a config."""
+    """Sorted ids of all runs that have a config and are not deleted."""
     return [
-        run_id for run_id in store.folders(layout.RUNS) if store.exists(layout.config_key(run_id))
+        run_id
+        for run_id in store.folders(layout.RUNS)
+        if store.exists(layout.config_key(run_id)) and not is_deleted(store, run_id)
     ]
 
 
 def store_config(store: ObjectStore, run_id: str, config: dict[str, Any]) -> bool:
     """Fix the run's config for good; False if the same config stands there already.
 
-    Raises ValueError if the run exists with another config: the error names the keys that differ.
+    Raises ValueError if the run exists with another config, naming the keys that differ, or is deleted.
     """
+    refuse_deleted(store, run_id)
     data = json.dumps(config, sort_keys=True, indent=2, allow_nan=False).encode()
     if store.put_if_absent(layout.config_key(run_id), data):
         return True
@@ -36,8 +40,9 @@ def store_config(store: ObjectStore, run_id: str, config: dict[str, Any]) -> boo
 def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
     """The run's stored config.
 
-    Raises ValueError if the store has no such run or the config is unreadable.
+    Raises ValueError if the store has no such run, it is deleted, or the config is unreadable.
     """
+    refuse_deleted(store, run_id)
     key = layout.config_key(run_id)
     try:
         config = json.loads(store.read(key))

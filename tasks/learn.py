@@ -46,6 +46,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
         commits=batch.commits,
         group_ids=batch.group_ids,
         advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
+        score_set=batch.score_set,
     )
     reply: TrainReply = (
         await run.meshes.trainer.call(
@@ -65,7 +66,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
         facts.Step(
             step=batch.step,
             group_ids=batch.group_ids,
-            score_set="run",
+            score_set=batch.score_set,
             weights_digest=reply.weights_digest,
             policy_version=batch.step,
             optimizer_updates=reply.optimizer_updates,

@@ -212,7 +212,8 @@ class Learner:
         tensors: dict[str, torch.Tensor] = {}
         reshard(self._model)
         for name, parameter in self._model.named_parameters():
-            for entry, value in self._optimizer.state.get(parameter, {}).items():
+            # In one order on every rank, whatever order a checkpoint was read in: each is a collective.
+            for entry, value in sorted(self._optimizer.state.get(parameter, {}).items()):
                 full = value.full_tensor() if hasattr(value, "full_tensor") else value
                 # A copy: with one rank the full tensor is the optimizer's own, which the next step changes.
                 tensors[f"{name}/{entry}"] = full.detach().cpu().clone()

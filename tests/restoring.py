@@ -1,0 +1,104 @@
+"""One rank of a trainer without its mesh, which makes checkpoints one after the other.
+
+    python restoring.py FOLDER RENDEZVOUS RANK RANKS JOB...
+
+A job is `KEY=FROM+LAST`: a new model is brought to where checkpoint FROM was taken (`nothing`: to its beginning), is
+trained to the step LAST, and its checkpoint is written as KEY.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+# Before torch.distributed looks for a network device.
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from transformers import AutoTokenizer
+
+from forge_core.algorithms.batch import Sequence
+from forge_core.algorithms.step import Learner
+from forge_core.checkpoint import MANIFEST, Snapshot, read_optimizer, read_weights, write_checkpoint
+from forge_core.config import RunConfig
+from forge_core.model import load_causal_lm
+from forge_core.sharding import join_group, load_weights, reshard, shard_model
+from storage.objects import LocalStore
+from storage.records import FileRef
+
+
+def sequences(step: int) -> list[Sequence]:
+    """Eight of a step, with advantages of both signs."""
+    chance = torch.Generator().manual_seed(step)
+    return [
+        Sequence(
+            token_ids=torch.randint(2, 350, (6 + row,), generator=chance).tolist(),
+            num_prompt_tokens=3,
+            mask=[True] * (3 + row),
+            sampled_logprobs=[-5.0] * (3 + row),
+            advantage=(-1.0) ** row,
+        )
+        for row in range(8)
+    ]
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Full tensors by name, tied ones as one."""
+    reshard(model)
+    full: dict[int, torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in full:
+            full[id(tensor)] = tensor.full_tensor().detach().clone()
+        found[name] = full[id(tensor)]
+    return found
+
+
+def main(folder: Path, rendezvous: str, rank: int, ranks: int, *jobs: str) -> None:
+    torch.set_num_threads(1)
+    config = RunConfig.model_validate({"steps": 5, "trainer": {"ranks": ranks}})
+    device = join_group(config.trainer, rendezvous, rank)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder / "model"))
+    store = LocalStore(folder / "store")
+    for job in jobs:
+        key, _, work = job.partition("=")
+        origin, _, last = work.partition("+")
+        model = shard_model(load_causal_lm(str(folder / "model")), config, device)
+        learner = Learner(model, config, device, pad_id=0, rank=rank)
+        learner.begin_post_training()
+        step = 0
+        if origin != "nothing":
+            step, files = read_files(store, origin)
+            load_weights(model, read_weights(store, f"{origin}/", files))
+            learner.load_state(read_optimizer(store, f"{origin}/", files))
+        while step < int(last):
+            step += 1
+            learner.train_step(step, sequences(step))
+        weights = whole_weights(model)
+        tensors, plain = learner.full_state()
+        if rank == 0:
+            snapshot = Snapshot(
+                run_id="r",
+                step=step,
+                weights_digest="d",
+                weights=weights,
+                optimizer_tensors=tensors,
+                optimizer_rest=plain,
+            )
+            write_checkpoint(store, f"{key}/", model, tokenizer, snapshot)
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def read_files(store: LocalStore, key: str) -> tuple[int, tuple[FileRef, ...]]:
+    """Step and files of a checkpoint, as it tells itself."""
+    told = json.loads(store.read(f"{key}/{MANIFEST}"))
+    return told["step"], tuple(FileRef(**file) for file in told["files"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
