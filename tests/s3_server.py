@@ -128,8 +128,13 @@ def _identities() -> list[dict[str, object]]:
 def _make_bucket(server: S3Server, folder: Path) -> None:
     """Return when the server has made the bucket and an object in it, which is when it is up."""
     files = S3FileSystem(
-        endpoint_url=server.endpoint, key=ADMIN[0], secret=ADMIN[1], skip_instance_cache=True
+        endpoint_url=server.endpoint,
+        key=ADMIN[0],
+        secret=ADMIN[1],
+        skip_instance_cache=True,
+        config_kwargs={"retries": {"total_max_attempts": 1}},
     )
+    files.retries = 1
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +44,9 @@ from storage.s3_calls import Patience
 QUICK = Patience(
     connect_seconds=5, read_seconds=10, first_wait_seconds=0.01, longest_wait_seconds=0.05
 )
-BRISK = replace(QUICK, read_seconds=0.5)
+BRISK = replace(QUICK, read_seconds=0.3)
 """For servers that say nothing."""
-BRIEF = replace(BRISK, deadline_seconds=0.3)
+BRIEF = replace(BRISK, deadline_seconds=0.2)
 """For faults that do not pass."""
 
 PASSING = {
@@ -53,6 +54,7 @@ PASSING = {
     "503": refuse(503, "SlowDown"),
     "429": refuse(429, "TooManyRequests"),
     "409": refuse(409, "ConditionalRequestConflict"),
+    "504": refuse(504, "OfSomeProxy"),
     "silence": stall,
     "reset": reset,
     "lost answer": lose,
@@ -119,16 +121,17 @@ def test_a_write_outlasts_what_passes(
     proxy.plan(PASSING[name], PASSING[name], method="PUT")
     created = store.put_if_absent("a/b", b"data")
     # A server that was not heard may have done it; then the next attempt found our own object.
-    assert created or name == "lost answer"
+    assert created or name in ("lost answer", "silence")
     assert proxy.num_planned == 0
     assert store.read("a/b") == b"data"
     assert not store.put_if_absent("a/b", b"other")
     told = _retries(caplog)
-    assert len(told) == 2 or (name in BROKEN and len(told) == 1)
+    assert len(told) >= (1 if name in BROKEN else 2)
     for attempt, line in enumerate(told, 1):
         assert f"{store.uri} could not write 'a/b' (" in line
         assert f": attempt {attempt}, the next in " in line
-    assert name not in ("500", "503", "429", "409") or f"({name} " in told[0]
+    assert not name.isdigit() or f"({name} " in told[0]
+    assert WRITER[1] not in caplog.text
 
 
 @pytest.mark.parametrize("name", PASSING)
@@ -150,7 +153,7 @@ def test_reading_listing_and_deleting_outlast_what_passes(
         proxy.plan(*[PASSING[name]] * num_faults, method="GET")
         assert use() == expected
         assert proxy.num_planned == 0
-        assert 1 <= len(_retries(caplog)) <= num_faults
+        assert _retries(caplog)
     proxy.plan(PASSING[name], method="DELETE")
     store.delete("a/b")
     assert proxy.num_planned == 0
@@ -200,7 +203,7 @@ def test_commits_on_a_bad_day_count_once(store: S3Store, proxy: FaultyProxy) -> 
     store = replace(store, patience=BRISK)
     committed = []
     for number, fault in enumerate(PASSING.values()):
-        proxy.plan(fault, fault, method="PUT")
+        proxy.plan(*[fault] * (1 + number % 2), method="PUT")
         commit = commit_part(store, RUN_ID, f"name-{number}", episodes(seed=number))
         assert commit_part(store, RUN_ID, f"name-{number}", episodes(seed=99)) == commit
         committed.append(commit)
@@ -224,6 +227,10 @@ def test_an_append_that_failed_is_settled_when_the_store_is_back(
     assert read_entries(hasty, RUN_ID) == [first, settled, last]
 
 
+VANISHED = [refuse(404, "NoSuchUpload")]
+CONFLICT = [refuse(409, "ConditionalRequestConflict")]
+
+
 def _through(exchange: Exchange) -> None:
     exchange.relay(exchange.forward())
 
@@ -234,8 +241,8 @@ def _through(exchange: Exchange) -> None:
         ("PUT", [refuse(500, "InternalError"), stall, lose], True),
         ("POST", [refuse(503, "SlowDown")], True),
         ("POST", [_through, refuse(503, "SlowDown"), reset], True),
-        ("POST", [_through, refuse(404, "NoSuchUpload")], True),
-        ("POST", [_through, refuse(409, "ConditionalRequestConflict")], True),
+        ("POST", [_through, *VANISHED], True),
+        ("POST", [_through, *CONFLICT], True),
         ("POST", [_through, lose], False),
     ],
 )
@@ -256,6 +263,9 @@ def test_a_write_in_parts_outlasts_what_passes(
     proxy.plan(*faults, method=method)
     assert store.put_file_if_absent("big", path) == created
     assert proxy.num_planned == 0
+    # After these S3 would not take the end of the same upload again.
+    restarted = faults[1:] in (VANISHED, CONFLICT)
+    assert sum(each.endswith("?uploads") for _, each in proxy.requests) >= 1 + restarted
     assert store.read("big") == path.read_bytes()
     assert _num_uploads(store) == 0
 
@@ -283,9 +293,12 @@ def _num_uploads(store: S3Store) -> int:
 
 
 def test_a_write_that_a_signal_ends_is_not_tried_again(store: S3Store, proxy: FaultyProxy) -> None:
+    given_up = threading.Event()
+
     def interrupt(exchange: Exchange) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         stall(exchange)
+        given_up.set()
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -297,6 +310,7 @@ def test_a_write_that_a_signal_ends_is_not_tried_again(store: S3Store, proxy: Fa
             store.put_if_absent("a", b"data")
     finally:
         signal.signal(signal.SIGUSR1, before)
+    assert given_up.wait(store.patience.read_seconds / 2), "the request was left to go on"
     assert store.keys("") == []
     assert [method for method, _ in proxy.requests].count("PUT") == 1
 
