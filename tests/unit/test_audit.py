@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import audit as audit_module
+import made_episodes
 import made_run
 import pytest
 from audit import audit
-from made_run import MadeRun, table
+from made_episodes import table
+from made_run import MadeRun
 
 from storage import facts, layout
 from storage.compaction import compact, plan_compaction
@@ -40,7 +42,7 @@ def test_sound_runs_add_up(store: LocalStore) -> None:
         "steps": 2,
         "retrained": 0,
         "age_max": 1,
-        "weights_digest": made_run.weights_digest(2),
+        "weights_digest": made_episodes.weights_digest(2),
         "bytes": None,
     }
     made_run.resumed(store, "again")

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import made_episodes
 import made_run
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_run import MadeRun, file_of
+from made_episodes import file_of
+from made_run import MadeRun
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -90,7 +92,7 @@ def _forms(marker: Path) -> dict[str, bytes]:
 
 def _extension_part(data: bytes) -> bytes:
     """A part that is one of episodes, but for a column whose type is a pickle, as old versions of pyarrow load it."""
-    episodes = made_run.table([0, 1], [0, 0])
+    episodes = made_episodes.table([0, 1], [0, 0])
     metadata = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
         b"ARROW:extension:metadata": data,
