@@ -199,6 +199,22 @@ def _exists(store: ObjectStore, run_id: str) -> bool:
     return store.exists(layout.config_key(run_id))
 
 
+def wait_for_kinds(
+    store: ObjectStore,
+    run_id: str,
+    kind: str,
+    process: subprocess.Popen[bytes],
+    delay_seconds: float,
+) -> None:
+    """Return so long after the first fact of a kind in the run's first log; RuntimeError if its process ends before."""
+    seen = _Seen(store, run_id, 0)
+    while not seen.count(kind):
+        if process.poll() is not None:
+            raise RuntimeError(f"{run_id} ended with {process.returncode} before {kind}")
+        time.sleep(_POLL_SECONDS)
+    time.sleep(delay_seconds)
+
+
 class _Seen:
     """Facts of one incarnation, read as they come."""
 

@@ -11,6 +11,9 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     defects    eight defects, planted one after the other in a copy of the code: each makes the tests fail
     offline    the tiny preset in a network namespace that has nothing but loopback
     bitwise    the same config twice, under other run ids: the same weights to the bit
+    3.1        the flow process killed at 30 points of runs in each regime, ten of them on S3: each run goes on to its
+               end, is sound, and in sync has the weights of an undisturbed run to the byte
+    take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from typing import Any
 
 from benchmarks.browser import look_at
 from benchmarks.record import write_record
+from benchmarks.resume_proofs import PROOFS
 from storage.objects import open_store
 from storage.parts import read_committed
 
@@ -301,6 +305,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "defects": prove_defects,
     "offline": prove_offline,
     "bitwise": prove_bitwise,
+    **PROOFS,
 }
 
 

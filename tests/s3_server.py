@@ -66,7 +66,14 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """The server, with an empty bucket. It ends with the tests, however they end, and so do its files."""
+    """The server, with an empty bucket. It ends with the tests, however they end."""
+    with serving() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[S3Server]:
+    """A server with an empty bucket. It ends with this process, however that ends, and so do its files."""
     folder = Path(tempfile.mkdtemp(prefix="forgeflow-s3-"))
     ports = _free_ports(8)
     (folder / "identities.json").write_text(json.dumps({"identities": _identities()}))
