@@ -295,6 +295,24 @@ def test_commands_tell_of_a_pickle_in_one_line(
         assert place in ("commit", "part") or command == ["gc"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["resume", "run"], ["replay", "run"], ["rescore", "run", "--verifier", "v", "--name", "n"]],
+)
+@pytest.mark.parametrize(
+    "place", ["config.json", "log/000000-00000002.json", "incarnations/000001.json"]
+)
+def test_what_goes_on_from_a_run_refuses_a_pickle(
+    store: LocalStore, marker: Path, place: str, command: list[str]
+) -> None:
+    made_run.finished(store)
+    store.replace(f"runs/run/{place}", _forms(marker)["raw"])
+    done = CliRunner().invoke(app, [*command, "--store", store.uri])
+    assert done.exit_code == 2, done.exception
+    assert f"runs/run/{place}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 # Models in folders, which a store's checkpoints are
 
 
