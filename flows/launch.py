@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from forge_core.config import RunConfig
 from forge_core.meshes import preload
 from forge_core.user_code import check_reference, load_object, reference_to
 from storage import layout
+from storage.contract import hurry
 from storage.log import Fenced
 from storage.objects import ObjectStore, open_store
 from storage.resume import read_ledger
@@ -145,11 +147,8 @@ def _run(
 
         task = asyncio.current_task()
         assert task is not None
-        interrupts: list[float] = []
-        events = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            events.add_signal_handler(number, _cancel_or_kill, task, number, interrupts)
         with (
+            _signals_end(task),
             LiveProgress(console, config.steps) as progress,
             TensorBoard(folder / "tensorboard") as board,
             listening(progress, board),
@@ -169,18 +168,35 @@ def _run(
     return None
 
 
-def _cancel_or_kill(task: asyncio.Task[None], number: int, interrupts: list[float]) -> None:
-    """Cancelling is the way out in which every context is left in order; who insists on Ctrl-C kills.
+@contextmanager
+def _signals_end(task: asyncio.Task[None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM cancel the task, the way out in which every context is left in order.
 
-    SIGTERM is not counted: Prefect sends the process the one that it was sent once more.
+    Who insists on Ctrl-C kills. SIGTERM is not counted: Prefect sends the process the one that it was sent once more.
     """
-    if not task.cancelling():
-        task.cancel()
-    if number == signal.SIGINT:
-        now = time.monotonic()
-        interrupts.append(now)
-        if now - interrupts[0] > _PATIENCE_SECONDS:
-            os.kill(os.getpid(), signal.SIGKILL)
+    events = asyncio.get_running_loop()
+    interrupts: list[float] = []
+
+    def cancel() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        # Not on the loop, which a store may hold up that waits for its server.
+        hurry.set()
+        if number == signal.SIGINT:
+            interrupts.append(time.monotonic())
+            if interrupts[-1] - interrupts[0] > _PATIENCE_SECONDS:
+                os.kill(os.getpid(), signal.SIGKILL)
+        events.call_soon_threadsafe(cancel)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)
 
 
 def _explain(

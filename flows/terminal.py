@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from storage.contract import ObjectNotFound, StoreError
+
 REFUSED = 2
 """Exit code for input that is refused."""
 FAILED = 1
@@ -52,8 +54,11 @@ def refuse(sentence: str) -> NoReturn:
 
 @contextmanager
 def refusing_input() -> Iterator[None]:
-    """Turn a ValueError, which is the user's to mend, into a refusal."""
+    """Turn a ValueError, which is the user's to mend, into a refusal, and a store that fails into one sentence."""
     try:
         yield
     except ValueError as error:
         refuse(str(error))
+    except (ObjectNotFound, StoreError) as error:
+        typer.echo(" ".join(str(error).split()), err=True)
+        raise typer.Exit(FAILED) from error

@@ -4,6 +4,7 @@ What the rest of the package relies on is `put_if_absent`: of any number of writ
 number of processes, exactly one is told True, and the object is never seen half written.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Protocol
 
 TEMPORARY = ".tmp-"
 """How the name of an unfinished write begins; no key has a part that does."""
+
+
+hurry = threading.Event()
+"""Set once this process is told to end: a store then waits no longer for a server that fails."""
 
 
 class ObjectNotFound(LookupError):

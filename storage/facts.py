@@ -160,6 +160,8 @@ class Committed(Record):
     """Number of episodes."""
     score_set: str
     """Which scores count; 'run' are those of the run's own verifiers."""
+    sha256: str | None = None
+    """Hex SHA-256 of the commit record; None in logs of version 1."""
 
 
 class Dropped(Record):

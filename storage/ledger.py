@@ -137,6 +137,8 @@ class Ledger:
     """Code of the user's, of all incarnations."""
     meshes: dict[str, list[facts.Interval]] = field(default_factory=dict)
     """Intervals by mesh, in order."""
+    ended: set[int] = field(default_factory=set)
+    """Incarnations that ended in order."""
     end: facts.End | None = None
     """How the newest incarnation with entries ended; None if not in order, or not yet."""
     num_pending: int = 0
@@ -204,15 +206,15 @@ class Ledger:
         if not self.incarnations:
             return 0.0
         first_claim = self.incarnations[0].controller.claimed_at
-        return self._last_seen(len(self.incarnations) - 1) - first_claim
+        return self.last_seen(len(self.incarnations) - 1) - first_claim
 
     @property
     def down_seconds(self) -> float:
         """From each incarnation's last entry (or claim) to the next one's claim, in seconds."""
         claims = [incarnation.controller.claimed_at for incarnation in self.incarnations]
-        return math.fsum(claim - self._last_seen(number) for number, claim in enumerate(claims[1:]))
+        return math.fsum(claim - self.last_seen(number) for number, claim in enumerate(claims[1:]))
 
-    def _last_seen(self, number: int) -> float:
+    def last_seen(self, number: int) -> float:
         """Unix seconds of the last sign of an incarnation."""
         return self.last_at.get(number, self.incarnations[number].controller.claimed_at)
 
@@ -269,6 +271,7 @@ class Ledger:
                 self.meshes.setdefault(fact.mesh, []).extend(fact.intervals)
             case facts.End():
                 self.end = fact
+                self.ended.add(max(self.last_at))
 
     def _fork(self, fact: facts.Forked) -> None:
         if self.forked not in (None, fact) or self.steps:

@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from storage.contract import StoreError
+from storage.contract import StoreError, hurry
 from storage.s3_faults import ERRORS, Fault, fault_of, reason_of, sentence_of
 
 _logger = logging.getLogger("storage.s3")
@@ -27,6 +27,8 @@ _CREDENTIAL_ATTEMPTS = 3
 """How often credentials are read anew before a request is given up."""
 _SLOWEST_BYTES_PER_SECOND = 2**18
 """An upload that is slower than this is broken off and made again."""
+_LOOK_SECONDS = 0.2
+"""How often a wait looks whether this process is told to end."""
 _RETRIED = {Fault.TRANSIENT, Fault.CONFLICT, Fault.CREDENTIALS}
 
 Result = TypeVar("Result")
@@ -54,6 +56,15 @@ class _FileSystem(S3FileSystem):
     """The filesystem without retries of its own, which nobody would see."""
 
     retries = 1
+
+
+async def _unless_in_a_hurry(seconds: float) -> None:
+    """Sleep, but not on when this process is told to end."""
+    events = asyncio.get_running_loop()
+    over = events.time() + seconds
+    # A signal handler sets the event, on another thread than this loop's.
+    while not hurry.is_set() and (left := over - events.time()) > 0:  # noqa: ASYNC110
+        await asyncio.sleep(min(left, _LOOK_SECONDS))
 
 
 _filesystems: dict[tuple[object, ...], _FileSystem] = {}
@@ -109,9 +120,8 @@ class Calls:
                 raise
 
         def is_over(state: RetryCallState) -> bool:
-            return refused > _CREDENTIAL_ATTEMPTS or stop_before_delay(
-                self.patience.deadline_seconds
-            )(state)
+            in_vain = refused > _CREDENTIAL_ATTEMPTS or hurry.is_set()
+            return in_vain or stop_before_delay(self.patience.deadline_seconds)(state)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: fault_of(error) in _RETRIED - expected),
@@ -120,6 +130,7 @@ class Calls:
                 self.patience.first_wait_seconds, max=self.patience.longest_wait_seconds
             ),
             before_sleep=lambda state: self._tell(doing, state),
+            sleep=_unless_in_a_hurry,
             reraise=True,
         )
         try:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage import layout
+from storage.facts import Interval
 from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
@@ -160,7 +161,8 @@ def _parity(ledger: Ledger) -> dict[str, float | None]:
 def _seconds(ledger: Ledger) -> dict[str, Any]:
     """Where the time went.
 
-    Of each mesh: seconds by kind, and those that are neither down nor in an interval.
+    Of each mesh: seconds by kind; `lost`, what it did before its controller died and could not tell any more; and what
+    is neither down, lost nor in an interval.
     """
     total, down = ledger.total_seconds, ledger.down_seconds
     meshes = {}
@@ -171,13 +173,27 @@ def _seconds(ledger: Ledger) -> dict[str, Any]:
             for kind in kinds
         }
         covered = math.fsum(each.end - each.start for each in intervals)
-        meshes[mesh] = {**seconds, "unaccounted": max(0.0, total - down - covered)}
+        if lost := _lost_seconds(ledger, intervals):
+            seconds["lost"] = lost
+        meshes[mesh] = {**seconds, "unaccounted": max(0.0, total - down - lost - covered)}
     return {
         "total": total,
         "down": down,
         "overlap": overlap_seconds(ledger),
         "meshes": meshes,
     }
+
+
+def _lost_seconds(ledger: Ledger, intervals: list[Interval]) -> float:
+    """What a mesh did, in incarnations that did not end in order, between what it told last and their last entry."""
+    lost = []
+    claims = [incarnation.controller.claimed_at for incarnation in ledger.incarnations]
+    for number, claimed_at in enumerate(claims):
+        if number in ledger.ended or number == len(claims) - 1:
+            continue
+        told = [i.end for i in intervals if claimed_at <= i.end <= claims[number + 1]]
+        lost.append(max(0.0, ledger.last_seen(number) - max(told, default=claimed_at)))
+    return math.fsum(lost)
 
 
 def _iso(unix_seconds: float) -> str:

@@ -3,6 +3,7 @@
 Each part is opened once. What a part tells about its groups is kept until the steps are checked.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,12 @@ class _Audit:
             yield Problem("part", fact.commit, f"commit {fact.commit} cannot be relied on: {error}")
             return
         yield from self._record(self.run_id, fact.commit, commit, table)
+        is_as_logged = hashlib.sha256(commit.to_bytes()).hexdigest() == fact.sha256
+        if fact.sha256 is not None and not is_as_logged:
+            sentence = (
+                f"commit {fact.commit} is another record than the log says: its SHA-256 differs"
+            )
+            yield Problem("commit", fact.commit, sentence)
         self.commits[commit.key] = commit
         is_so = Figures.of(table)
         if (fact.group_ids, fact.episodes) != (is_so.group_ids, is_so.rows):

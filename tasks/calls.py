@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TypeVar
 
 from forge_core.actors.messages import GenerateReply, LoadReply, ScoreReply, ScoreRequest
@@ -81,5 +82,6 @@ async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef)
                 group_ids=reply.group_ids,
                 episodes=reply.num_episodes,
                 score_set="run",
+                sha256=hashlib.sha256(run.store.read(reply.commit)).hexdigest(),
             )
         )

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
 
+from storage.contract import hurry
+
 
 @asynccontextmanager
 async def cancelled_by(number: signal.Signals) -> AsyncIterator[None]:
@@ -32,6 +34,8 @@ async def cancelled_by(number: signal.Signals) -> AsyncIterator[None]:
 
     def handler(caught_number: int, frame: FrameType | None) -> None:
         caught.append(caught_number)
+        # The loop may be held up by a store that waits for its server.
+        hurry.set()
         loop.call_soon_threadsafe(cancel)
 
     previous = signal.signal(number, handler)

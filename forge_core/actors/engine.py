@@ -68,6 +68,8 @@ class Engine:
         context = min(context, getattr(model_config, "max_position_embeddings", context))
         self._llm = LLM(
             model=model_dir,
+            # Weights that are pickled are not read, whatever else lies in the directory.
+            load_format="safetensors",
             dtype=config.model.dtype,
             seed=config.seed,
             enforce_eager=on_cpu,
