@@ -13,17 +13,18 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 from urllib.parse import urlsplit
 
+import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from s3_server import REGION, WRITER
+from s3_server import REGION, WRITER, S3Server
 
 
 @dataclass
@@ -207,3 +208,20 @@ class FaultyProxy:
             exchange.relay(exchange.forward())
         else:
             behaviour(exchange)
+
+
+@pytest.fixture(scope="session")
+def running_s3_proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """One for all tests: for each new address a process makes a new client, which takes a while."""
+    with FaultyProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_proxy(
+    running_s3_proxy: FaultyProxy, s3_store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> FaultyProxy:
+    """A proxy in front of the server, which does no harm yet; the environment leads to it."""
+    running_s3_proxy.recover()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running_s3_proxy.endpoint)
+    return running_s3_proxy

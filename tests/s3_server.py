@@ -23,6 +23,8 @@ from s3fs import S3FileSystem
 
 from forge_core import guardian
 
+pytest_plugins = ["s3_proxy"]
+
 BUCKET = "forgeflow-tests"
 REGION = "us-east-1"
 ADMIN = ("admin-key", "admin-secret")
