@@ -13,14 +13,25 @@ Invariants that every module here keeps:
 - Ledger, summary and run.json are folds of the log, never a state of their own; `verify` believes
   none of them.
 
-Modules, each relying only on those before it:
+Modules, each group relying only on those before it:
 
-    objects    the store: keys, put-if-absent      ledger    what the log adds up to
-    layout     where everything lies               runs      stored configs
-    records    what is stored as JSON              summary   run.json
-    facts      what a log can say                  episodes  columns of an episode (pyarrow)
-    log        incarnations and entries            parts     Parquet parts, commits (pyarrow)
-                                                   verify    the proof of a run (pyarrow)
+    contract    what a store promises              objects      stores by their URI
+    local, s3*  directories; S3 through s3fs       layout       where everything lies
+    records     what is stored as JSON             tombstones   runs that were deleted
+    facts       what a log can say                 log          incarnations and entries
+    ledger      what the log adds up to            overlap      what went on at the same time
+    runs        stored configs                     summary      run.json
+    resume      what later incarnations and forks need to know
+    workspace   the local folder of a run
+
+    episodes    columns of an episode              part_file    one Parquet file, checked
+    parts       parts and commits                  places       where a commit's rows lie
+    annotations sets of scores beside a run's own  compaction   few large parts for many small
+    snapshots   what logs count, pinned            sampling     rows of a snapshot at random
+    client      a run, read only                   gc, deleting garbage, and whole runs
+    verify*     the proof of a run
+
+The first group imports neither pyarrow nor anything else that is slow.
 
 Nothing is re-exported, so that importing `storage` stays light.
 """
