@@ -16,7 +16,7 @@ def result_rows(summary: dict[str, Any]) -> list[Row]:
         ("score, sampled", _score(evaluation["initial"]), _score(evaluation["final"])),
         ("score, greedy", _score(evaluation["greedy_initial"]), _score(evaluation["greedy_final"])),
         ("held-out prompts", "", str(evaluation["num_prompts"] or "-")),
-        ("steps", str(summary["config"]["parent_step"] or 0), str(summary["steps"])),
+        ("steps", str(summary.get("config", {}).get("parent_step") or 0), str(summary["steps"])),
         ("groups trained", "", f"{groups['trained']} of {groups['admitted']}"),
         ("groups dropped", "", dropped),
         ("episodes generated", "", f"{episodes['generated']:,}"),
