@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import machine, maintenance, replay_commands, reports
+from flows import machine, maintenance, replay_commands, reports, round_commands
 from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import check_input, check_machine, dry_run_plan
@@ -113,6 +113,8 @@ def run(
 
 
 app.command()(resume)
+app.command()(round_commands.collect)
+app.command()(round_commands.train_rounds)
 app.command()(replay_commands.replay)
 app.command()(replay_commands.rescore)
 app.command()(reports.runs)

@@ -43,7 +43,7 @@ class Outcome:
     """How a run ended."""
 
     code: int
-    """Exit code: 0 finished, 1 anything else."""
+    """Exit code: 0 finished or paused, 1 anything else."""
     summary: dict[str, Any]
     """What run.json holds, or why there is none."""
     failure: BaseException | None
@@ -117,12 +117,19 @@ def new_run_id() -> str:
 
 def _point_at(store: ObjectStore, run_id: str, summary: dict[str, Any], console: Console) -> None:
     """Say where the results lie."""
-    checkpoint = layout.checkpoint_folder(run_id, summary["steps"])
+    ledger = read_ledger(store, run_id)
     boards = f"{layout.run_folder(run_id)}tensorboard/"
-    console.print(f"checkpoint:  {locate(store, checkpoint)}")
+    if (kept := ledger.checkpoints.get(summary["steps"])) is not None:
+        console.print(f"checkpoint:  {locate(store, kept.key)}")
     console.print(f"report:      {locate(store, layout.report_key(run_id))}")
     console.print(f"TensorBoard: tensorboard --logdir {locate(store, boards)}")
-    console.print(f"next:        forgeflow show {run_id} --store {store.uri}")
+    following = f"forgeflow show {run_id} --store {store.uri}"
+    if summary["config"].get("collect"):
+        parent = summary["config"]["parent_run_id"]
+        following = f"forgeflow train-rounds {parent} --store {store.uri}"
+    console.print(f"next:        {following}")
+    if ledger.end is not None and ledger.end.status == "paused":
+        console.print(f"paused:      {ledger.end.reason}", markup=False)
 
 
 def _run(
@@ -138,10 +145,12 @@ def _run(
 
     async def main() -> None:
         # Deferred: Prefect reads its settings from the environment when it is imported.
+        from flows.collect import collect_round
         from flows.loop import own_loop
         from flows.post_train import post_train
         from flows.progress import LiveProgress
         from flows.replay import replay_run
+        from flows.train_rounds import train_collected
         from tasks.run import listening, relying_on
         from tasks.tensorboard import TensorBoard
 
@@ -155,7 +164,13 @@ def _run(
             relying_on({} if loop is None else {"loop": reference_to("loop", loop)}),
         ):
             own_loop.set(loop)
-            flow = post_train if config.replay is None else replay_run
+            flow = post_train
+            if config.replay is not None:
+                flow = replay_run
+            elif config.collect is not None:
+                flow = collect_round
+            elif config.train_rounds:
+                flow = train_collected
             await flow(config, store_uri, run_id)
 
     try:

@@ -158,6 +158,7 @@ def _facts(document: dict[str, Any]) -> Table:
     config, before, groups = document["config"], document["eval"], document["groups"]
     dropped = ", ".join(f"{count} {reason}" for reason, count in groups["dropped"].items())
     parity, age = document["parity"], document["age"]
+    handed_over = f"{groups['handed_over']} handed over, " if "handed_over" in groups else ""
     rows = {
         "status": document["status"],
         "regime": document["regime"],
@@ -171,7 +172,7 @@ def _facts(document: dict[str, Any]) -> Table:
         "eval, greedy": f"{_number(before['greedy_initial'])} → {_number(before['greedy_final'])}",
         "eval prompts": str(before["num_prompts"] or "-"),
         "groups": f"{groups['admitted']} admitted, {groups['trained']} trained, "
-        f"{groups['pending']} pending, dropped: {dropped or 'none'}",
+        f"{handed_over}{groups['pending']} pending, dropped: {dropped or 'none'}",
         "episodes": f"{document['episodes']['generated']} generated, "
         f"{document['episodes']['trained']} trained",
         "tokens": f"{document['tokens']['prompt']:,} prompt, "

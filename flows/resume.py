@@ -25,6 +25,7 @@ from forge_core.config import RunConfig
 from forge_core.settings import load_config
 from storage.objects import ObjectStore, check_writable, open_store
 from storage.resume import find_checkpoint, read_ledger
+from storage.rounds import waits_for
 from storage.runs import read_config
 from storage.summary import run_summary
 
@@ -45,17 +46,16 @@ def resume(
         config = RunConfig.model_validate(read_config(opened, run))
         ledger = read_ledger(opened, run)
         status = true_status(ledger.status, ledger.incarnations)
-        if status != "finished":
+        waiting = _waiting(opened, run, config, status, ledger.last_step)
+        if status != "finished" and waiting is None:
             check_writable(store)
             check_machine(config, store, check_config(config))
-    if status == "finished":
+    if status == "finished" or waiting is not None:
         summary = run_summary(opened, run)
-        steps = f"{summary['steps']} of {config.steps} steps"
-        more = f"forgeflow run --from {run}@{summary['steps']} --set steps=N trains on from it"
         if json_output:
             print_json(summary)
         else:
-            typer.echo(f"Run {run} is finished: {steps} are trained. {more}.")
+            typer.echo(_nothing_to_do(run, config, summary["steps"], waiting))
         return
     if status == "running" and ledger.incarnations and not take_over:
         holder = ledger.incarnations[-1].controller
@@ -90,6 +90,27 @@ def _launch(
     os._exit(outcome.code)
 
 
+def _nothing_to_do(run_id: str, config: RunConfig, steps: int, waiting: str | None) -> str:
+    """Why a run does not go on, in a line: it waits for something, or is finished."""
+    if waiting is not None:
+        return f"Run {run_id} has nothing to train: {waiting}."
+    if config.collect is not None:
+        round = f"round {config.collect.round} of run {config.parent_run_id}"
+        return f"Run {run_id} is finished: {round} is collected."
+    more = f"forgeflow run --from {run_id}@{steps} --set steps=N trains on from it"
+    return f"Run {run_id} is finished: {steps} of {config.steps} steps are trained. {more}."
+
+
+def _waiting(
+    store: ObjectStore, run_id: str, config: RunConfig, status: str, last_step: int
+) -> str | None:
+    """What a paused run still waits for, in a sentence; None if it can go on."""
+    if status != "paused":
+        return None
+    trained = last_step - (config.parent_step or 0)
+    return waits_for(store, run_id, trained // config.steps_per_round + 1)
+
+
 def fork_config(origin: str, *, file: str | None, overrides: list[str], store: str) -> RunConfig:
     """The config of a run that goes on from `RUN@STEP`, or from the newest checkpoint of `RUN`.
 
@@ -103,6 +124,7 @@ def fork_config(origin: str, *, file: str | None, overrides: list[str], store: s
     stored = read_config(opened, parent)
     kept = find_checkpoint(opened, parent, int(step_text) if step_text else None)
     base = {**stored, "parent_run_id": parent, "parent_step": kept.step, "replay": None}
+    base |= {"train_rounds": False, "collect": None}
     config = load_config(preset=None, file=file, overrides=overrides, base=base)
     if (config.parent_run_id, config.parent_step) != (parent, kept.step):
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 from storage import layout
 from storage.gc import Limits, read_sound_log
 from storage.objects import ObjectInfo, ObjectNotFound, ObjectStore
+from storage.rounds import read_claims
 from storage.runs import read_config
 from storage.tombstones import Tombstone, is_deleted, objects_of, stored_runs
 
@@ -62,7 +63,7 @@ def delete_run(store: ObjectStore, run_id: str) -> list[ObjectInfo]:
 
 
 def children(store: ObjectStore) -> dict[str, set[str]]:
-    """By run, the runs that were made from it: forks, and those that replay its episodes.
+    """By run, the runs that were made from it: forks, and those that replay or were handed its episodes.
 
     A run whose config is unreadable may have been made from any other.
     """
@@ -74,7 +75,7 @@ def children(store: ObjectStore) -> dict[str, set[str]]:
     ]
     for run_id in runs:
         try:
-            parents = _parents(read_config(store, run_id))
+            parents = _parents(store, run_id, read_config(store, run_id))
         except ValueError:
             parents = set(runs) - {run_id}
         for parent in parents:
@@ -82,10 +83,19 @@ def children(store: ObjectStore) -> dict[str, set[str]]:
     return found
 
 
-def _parents(config: dict[str, Any]) -> set[str]:
-    """Runs that a config refers to."""
+def _parents(store: ObjectStore, run_id: str, config: dict[str, Any]) -> set[str]:
+    """Runs that a run relies on: those that its config refers to, and those that collect for it.
+
+    The latter rely on it only until they have collected, so that it can be deleted before them.
+    """
+    if config.get("train_rounds"):
+        collecting = {claim.run_id for claim in read_claims(store, run_id)}
+    else:
+        collecting = set()
+    if config.get("collect"):
+        return collecting
     replayed = (config.get("replay") or {}).get("runs") or []
-    named = {config.get("parent_run_id"), *replayed}
+    named = {config.get("parent_run_id"), *replayed, *collecting}
     return {str(each).partition("@")[0] for each in named if each is not None}
 
 

@@ -26,7 +26,8 @@ IntervalKind = Literal[
     "wait_weights",
     "wait_slot",
 ]
-Status = Literal["finished", "failed", "cancelled"]
+Status = Literal["finished", "paused", "failed", "cancelled"]
+"""How an incarnation ended; paused: it did all that there was to do, and steps are left."""
 
 
 class Source(Record):
@@ -108,7 +109,8 @@ class Admitted(Record):
 class Replayed(Record):
     """Groups of another run that were let into this one, with their episodes as that run committed them.
 
-    They keep their ids. They have no age: their tokens' versions are the other run's.
+    They keep their ids. They have no age, for their tokens' versions are the other run's; unless that run collected
+    them for this one, with this one's weights.
     """
 
     kind: Literal["replayed"] = "replayed"
@@ -162,6 +164,16 @@ class Committed(Record):
     """Which scores count; 'run' are those of the run's own verifiers."""
     sha256: str | None = None
     """Hex SHA-256 of the commit record; None in logs of version 1."""
+
+
+class HandedOver(Record):
+    """Committed groups that another run will train on, and this one never."""
+
+    kind: Literal["handed_over"] = "handed_over"
+    group_ids: tuple[str, ...]
+    """The groups."""
+    to_run: str
+    """The other run."""
 
 
 class Dropped(Record):
@@ -377,6 +389,7 @@ Fact = (
     | Replayed
     | Generated
     | Committed
+    | HandedOver
     | Dropped
     | Batched
     | Step

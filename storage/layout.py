@@ -141,6 +141,15 @@ def compacted_prefix(run_id: str, number: int, attempt: str) -> str:
     return f"{compacted_folder(run_id)}{number:06d}-{attempt}"
 
 
+def rounds_folder(run_id: str) -> str:
+    """Where claims lie to the rounds that other runs collect for this one."""
+    return f"{run_folder(run_id)}rounds/"
+
+
+def round_key(run_id: str, round: int) -> str:
+    return f"{rounds_folder(run_id)}{round:06d}.json"
+
+
 def deleted_key(run_id: str) -> str:
     """What remains of a run that was deleted."""
     return f"{run_folder(run_id)}deleted.json"

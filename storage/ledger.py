@@ -1,6 +1,7 @@
 """The ledger: what a run's log adds up to. A pure fold, which keeps no state of its own anywhere.
 
     admitted ──▶ generated ──▶ committed ──▶ trained
+        │            │             ├───────▶ handed over
         └────────────┴─────────────┴───────▶ dropped
                 replayed ──────▶ committed
 
@@ -25,12 +26,13 @@ class GroupState(StrEnum):
     ADMITTED = "admitted"
     GENERATED = "generated"
     COMMITTED = "committed"
+    HANDED_OVER = "handed_over"
     TRAINED = "trained"
     DROPPED = "dropped"
 
     def is_terminal(self) -> bool:
         """Whether nothing more is due for the group."""
-        return self in (GroupState.TRAINED, GroupState.DROPPED)
+        return self in (GroupState.HANDED_OVER, GroupState.TRAINED, GroupState.DROPPED)
 
 
 _ORDER = {state: position for position, state in enumerate(GroupState)}
@@ -68,6 +70,8 @@ class Group:
     """Step for which it was considered when it was dropped, if any."""
     run_id: str | None = None
     """Run that generated it, where that is another one."""
+    to_run: str | None = None
+    """Run that it was handed over to, if it was."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +146,7 @@ class Ledger:
     end: facts.End | None = None
     """How the newest incarnation with entries ended; None if not in order, or not yet."""
     num_pending: int = 0
-    """Number of groups that are admitted and neither trained nor dropped."""
+    """Number of groups that are admitted and neither trained, handed over nor dropped."""
     peak_pending: int = 0
     """Largest number of pending groups there ever was."""
     problems: list[Problem] = field(default_factory=list)
@@ -168,7 +172,7 @@ class Ledger:
 
     @property
     def status(self) -> str:
-        """'finished', 'failed' or 'cancelled' if the newest incarnation says so, else 'running'."""
+        """'finished', 'paused', 'failed' or 'cancelled' if the newest incarnation says so, else 'running'."""
         newest = len(self.incarnations) - 1
         return "running" if self.end is None or newest not in self.last_at else self.end.status
 
@@ -242,6 +246,9 @@ class Ledger:
                     self._reach(group_id, GroupState.GENERATED)
             case facts.Committed():
                 self._commit(fact)
+            case facts.HandedOver():
+                for group_id in fact.group_ids:
+                    self._hand_over(group_id, fact.to_run)
             case facts.Dropped():
                 for group_id in fact.group_ids:
                     self._drop(group_id, fact)
@@ -337,6 +344,13 @@ class Ledger:
             group.commit = fact.commit
             group.num_episodes = fact.episodes // len(fact.group_ids)
 
+    def _hand_over(self, group_id: str, to_run: str) -> None:
+        group = self._reach(group_id, GroupState.HANDED_OVER)
+        if group.commit is None or group.reason is not None or group.to_run is not None:
+            sentence = f"group {group_id} was handed over to run {to_run}, and was not a committed one that is left"
+            self._object("handed_over", group_id, sentence)
+        group.to_run = to_run
+
     def _drop(self, group_id: str, fact: facts.Dropped) -> None:
         reason = fact.reason
         group = self._reach(group_id, GroupState.DROPPED)
@@ -389,6 +403,9 @@ class Ledger:
                 f"group {group_id} was trained on at step {step} and dropped as {group.reason}"
             )
             self._object("trained_and_dropped", group_id, sentence)
+        if group.to_run is not None:
+            sentence = f"group {group_id} was trained on at step {step} and handed over to run {group.to_run}"
+            self._object("handed_over", group_id, sentence)
         if step not in group.steps:
             group.steps.append(step)
 

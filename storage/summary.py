@@ -72,6 +72,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
             "trained": sum(bool(group.steps) for group in groups),
             "reused": sum(len(group.steps) > 1 for group in groups),
             "pending": len(ledger.pending),
+            **_handed_over(ledger),
             "dropped": dict(sorted(ledger.dropped.items())),
         },
         "episodes": {
@@ -87,6 +88,12 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "retries": len(ledger.retries),
         "seconds": _seconds(ledger),
     }
+
+
+def _handed_over(ledger: Ledger) -> dict[str, int]:
+    """Number of groups that another run trains on, in a run that collects for one."""
+    number = sum(group.to_run is not None for group in ledger.groups.values())
+    return {"handed_over": number} if number else {}
 
 
 def _is_bitwise(config: dict[str, Any], ledger: Ledger) -> bool:

@@ -4,6 +4,7 @@
     verify_order         what follows what       verify_groups        whole, of the right age, with a signal
     verify_lineage       what other runs say     verify_evaluations   means and held-out prompts
     verify_checkpoints   files and weights       verify_weights       the digest of weights
+    verify_rounds        collected apart
 
 Every number that anyone might quote is recomputed: from the episodes where they tell it, from the
 log otherwise. Commit records, facts about parts and run.json are held against that and never
@@ -30,6 +31,7 @@ from storage.verify_files import file_problems
 from storage.verify_lineage import is_replay_whole, lineage_problems, replay_of
 from storage.verify_log import log_problems
 from storage.verify_order import order_problems
+from storage.verify_rounds import is_whole, round_problems
 
 _LIMITS = ("group_size", "groups_per_step", "max_policy_age")
 """Whole numbers in the config that a run is held against."""
@@ -68,8 +70,8 @@ def verify(store: ObjectStore, run_id: str) -> Report:
         report.problems.append(Problem("config", key, f"{key} cannot be relied on: {error}"))
         return report
     missing = [key for key in _LIMITS if not isinstance(config.get(key), int)]
-    if missing or not is_replay_whole(config):
-        what = ", ".join(missing or ["whole replay"])
+    if missing or not is_replay_whole(config) or not is_whole(config):
+        what = ", ".join(missing or ["whole replay or rounds"])
         sentence = f"the config of run {run_id} sets no {what}: nothing can be checked"
         report.problems.append(Problem("config", layout.config_key(run_id), sentence))
         return report
@@ -87,9 +89,13 @@ def verify(store: ObjectStore, run_id: str) -> Report:
     report.problems.extend(order_problems(run_id, entries, most_pending=most))
     report.problems.extend(_config_problems(store, run_id, entries))
     report.problems.extend(lineage_problems(store, run_id, config, ledger))
+    report.problems.extend(round_problems(store, run_id, config, ledger))
     report.problems.extend(_group_problems(run_id, config, ledger))
     report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
-    report.problems.extend(checkpoint_problems(store, run_id, ledger, report.counted))
+    is_collecting = config.get("collect") is not None
+    report.problems.extend(
+        checkpoint_problems(store, run_id, ledger, report.counted, is_collecting=is_collecting)
+    )
     report.problems.extend(_interval_problems(ledger))
     report.problems.extend(_run_json_problems(store, run_id, config, ledger))
     return report
@@ -142,9 +148,11 @@ def _group_problems(run_id: str, config: dict[str, Any], ledger: Ledger) -> Iter
         if fact.score_set != score_set:
             sentence = f"step {fact.step} used scores {fact.score_set!r}, not {score_set!r}"
             yield Problem("score", f"step {fact.step}", sentence)
-    if ledger.status == "finished":
+    if ledger.status in ("finished", "paused"):
         for group_id in ledger.pending:
-            sentence = f"group {group_id} is neither trained on nor dropped, and the run finished"
+            sentence = (
+                f"group {group_id} is neither trained on nor dropped, and the run {ledger.status}"
+            )
             yield Problem("pending", group_id, sentence)
     for step in sorted(ledger.forked_steps - {fact.step for fact in ledger.diverged}):
         sentence = f"step {step} was trained again with other weights, and the log records no fork"

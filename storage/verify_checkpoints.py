@@ -20,13 +20,19 @@ MANIFEST = "checkpoint.json"
 
 
 def checkpoint_problems(
-    store: ObjectStore, run_id: str, ledger: Ledger, counted: Counter[str]
+    store: ObjectStore,
+    run_id: str,
+    ledger: Ledger,
+    counted: Counter[str],
+    *,
+    is_collecting: bool = False,
 ) -> Iterator[Problem]:
-    """All that is wrong with the checkpoints that the log names."""
+    """All that is wrong with the checkpoints that the log names. A run that only collects writes none."""
     audit = _Audit(store=store, run_id=run_id, counted=counted)
-    kept = {ledger.base_step, ledger.last_step} if ledger.status == "finished" else set()
+    is_due = ledger.status in ("finished", "paused") and not is_collecting
+    kept = {ledger.base_step, ledger.last_step} if is_due else set()
     for step in sorted(kept - (ledger.checkpoints.keys() - ledger.pruned)):
-        sentence = f"the run finished without a checkpoint of step {step}"
+        sentence = f"the run {ledger.status} without a checkpoint of step {step}"
         yield Problem("checkpoint", f"step {step}", sentence)
     for step, fact in ledger.checkpoints.items():
         if step in ledger.pruned:

@@ -106,7 +106,8 @@ class Groups:
     def _ages(self, fact: Step) -> Iterator[Problem]:
         """The ages of the step's groups, by their tokens, are within the bound and as logged."""
         name, bound = f"step {fact.step}", self.config["max_policy_age"]
-        if any(self.ledger.groups[group_id].run_id for group_id in fact.group_ids):
+        is_foreign = any(self.ledger.groups[group_id].run_id for group_id in fact.group_ids)
+        if is_foreign and not self.config.get("train_rounds"):
             if (fact.age_max, fact.age_mean) != (None, None):
                 sentence = f"{name} was logged with ages, which groups of other runs do not have"
                 yield Problem("age", name, sentence)

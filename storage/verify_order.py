@@ -83,7 +83,7 @@ class _Order:
                     yield Problem("generated_again", group_id, sentence)
             case facts.Committed():
                 self.committed.update(fact.group_ids)
-            case facts.Dropped():
+            case facts.Dropped() | facts.HandedOver():
                 self.pending.difference_update(fact.group_ids)
             case facts.Step():
                 yield from self._step(fact)

@@ -16,6 +16,7 @@ import time
 from forge_core.actors.messages import CheckpointReply, CheckpointRequest
 from storage import facts, layout
 from storage.ledger import Ledger
+from storage.rounds import relied_on
 from tasks.run import ActiveRun, current
 from tasks.stage import TRANSIENT, stage
 
@@ -120,9 +121,12 @@ async def _begin_again(run: ActiveRun, writing: CheckpointReply) -> None:
 async def prune(run: ActiveRun) -> None:
     """Give up the checkpoints that the config keeps no longer: log it, then delete their files.
 
-    What a failing store leaves of them is found by garbage collection.
+    Not those that other runs collect with. What a failing store leaves of them is found by garbage collection.
     """
     steps = superfluous(run)
+    if steps and run.config.train_rounds:
+        relied = relied_on(run.store, run.run_id, run.ledger.last_step)
+        steps = () if relied is None else tuple(step for step in steps if step not in relied)
     if not steps:
         return
     run.append(facts.Pruned(steps=steps))

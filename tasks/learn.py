@@ -47,6 +47,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
         group_ids=batch.group_ids,
         advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
         score_set=batch.score_set,
+        is_collected=run.config.train_rounds,
     )
     reply: TrainReply = (
         await run.meshes.trainer.call(

@@ -70,6 +70,8 @@ class ActiveRun:
     """The checkpoint that is being written, if one is."""
     tokens_per_second: dict[int, float] = field(default_factory=dict)
     """By round, how fast it was generated, until its batch is chosen."""
+    paused: str | None = None
+    """Why the run ends for now with steps left, once there is nothing to do for it; None: it ends finished."""
     pipeline: object = None
     """What stages that run at the same time share; theirs alone."""
 
@@ -182,7 +184,8 @@ async def open_run(
             try:
                 yield run
                 await run.drain_intervals()
-                run.append(facts.End(status="finished", reason=None))
+                status: facts.Status = "finished" if run.paused is None else "paused"
+                run.append(facts.End(status=status, reason=run.paused))
             finally:
                 _current.reset(token)
     except Fenced:

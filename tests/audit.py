@@ -163,6 +163,7 @@ class _Run:
         self.committed: dict[str, str] = {}  # Groups, and their commit records.
         self.size: dict[str, int] = {}  # Commit records, and the size of their groups.
         self.dropped: dict[str, str] = {}  # Groups, and why.
+        self.handed_over: set[str] = set()  # Groups that another run trains on.
         self.uses: Counter[str] = Counter()
         self.steps: dict[int, dict[str, Any]] = {}
         self.trainings = 0
@@ -243,6 +244,13 @@ class _Run:
             check(group not in self.dropped, f"{group} was dropped twice")
             self.dropped[group] = fact["reason"]
 
+    def _handed_over(self, fact: dict[str, Any]) -> None:
+        check(fact["to_run"] == self.config["parent_run_id"], f"handed over to {fact['to_run']}")
+        for group in fact["group_ids"]:
+            check(group in self.committed, f"{group} was handed over before its commit")
+            check(group not in self.handed_over, f"{group} was handed over twice")
+            self.handed_over.add(group)
+
     def _step(self, fact: dict[str, Any]) -> None:
         step, groups = fact["step"], fact["group_ids"]
         check(step == self.current + 1, f"step {step} came after step {self.current}")
@@ -281,12 +289,14 @@ class _Run:
         for group in self.drawn:
             uses, reason = self.uses[group], self.dropped.get(group)
             check(uses <= most, f"{group} was trained on {uses} times")
+            handed_over = group in self.handed_over
             check(not (uses and reason), f"{group} was trained on and dropped as {reason}")
-            pending = not uses and reason is None
+            check(not (handed_over and (uses or reason)), f"{group} was used and handed over")
+            pending = not (uses or reason or handed_over)
             check(self.status != "finished" or not pending, f"{group} was forgotten")
         if self.status == "finished":
             last = max(self.steps, default=self.base)
-            for step in (self.base, last):
+            for step in () if self.config.get("collect") else (self.base, last):
                 check(step in self.checkpoints, f"step {step} has no checkpoint")
             check(not self.owed, f"steps {self.owed} were never trained again")
         for file in self.parts:
@@ -297,7 +307,7 @@ class _Run:
         oldest = self._oldest_versions()
         for step, fact in self.steps.items():
             for group in fact["group_ids"]:
-                if self.drawn[group] == self.run_id:
+                if self.drawn[group] == self.run_id or self.config.get("train_rounds"):
                     age = step - 1 - oldest[group]
                     bound = self.config["max_policy_age"]
                     check(0 <= age <= bound, f"step {step} trained on {group} at age {age}")
@@ -357,7 +367,9 @@ class _Run:
             "drawn": len(self.drawn),
             "trained": sum(bool(uses) for uses in self.uses.values()),
             "dropped": dict(sorted(Counter(self.dropped.values()).items())),
-            "pending": sum(not self.uses[g] and g not in self.dropped for g in self.drawn),
+            "pending": sum(
+                not (self.uses[g] or g in self.dropped or g in self.handed_over) for g in self.drawn
+            ),
             "steps": last,
             "retrained": self.trainings - len(self.steps),
             "age_max": self.age_max,

@@ -151,6 +151,8 @@ class TrainRequest:
     """By episode id, 0 for the others; None: those of the algorithm."""
     score_set: str = RUN_SCORES
     """Which scores of the episodes count."""
+    is_collected: bool = False
+    """Whether groups of other runs were sampled with this run's weights, so that they have an age."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,8 +126,10 @@ def _score(
 def _ages(
     request: TrainRequest, groups: list[list[dict[str, Any]]]
 ) -> tuple[int | None, float | None]:
-    """Largest and mean age. The versions of another run's tokens say nothing about this one's."""
-    if any(row["run_id"] != request.run_id for group in groups for row in group):
+    """Largest and mean age. The versions of another run's tokens say nothing about this one's, unless it collects."""
+    if not request.is_collected and any(
+        row["run_id"] != request.run_id for group in groups for row in group
+    ):
         return None, None
     ages = [request.step - 1 - min(_oldest(row) for row in group) for group in groups]
     return max(ages), sum(ages) / len(ages)

@@ -18,7 +18,7 @@ from forge_core.config.learning import (
     ParityConfig,
     WarmStartConfig,
 )
-from forge_core.config.lineage import ReplayConfig
+from forge_core.config.lineage import CollectConfig, ReplayConfig
 from forge_core.config.machinery import (
     CheckpointConfig,
     GeneratorsConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "HUB_PREFIX",
     "AlgorithmConfig",
     "CheckpointConfig",
+    "CollectConfig",
     "Device",
     "EnvironmentConfig",
     "EvaluationConfig",
@@ -94,6 +95,11 @@ class RunConfig(Section):
     """Step of that checkpoint. This run's steps are counted on from it, up to `steps`."""
     replay: ReplayConfig | None = None
     """Episodes of past runs to train on instead of generating; given by `forgeflow replay`."""
+    train_rounds: bool = False
+    """Train on the rounds that `forgeflow collect` collects, each in a run of its own, instead of generating; given by
+    `forgeflow train-rounds`."""
+    collect: CollectConfig | None = None
+    """A round to collect for another run; given by `forgeflow collect`."""
     gpu_memory_gib: float | None = Field(None, gt=0.0)
     """Memory of a GPU, in GiB, that estimates are held against; none: what this machine's GPUs have."""
     model: ModelConfig = ModelConfig()
@@ -172,6 +178,26 @@ class RunConfig(Section):
             raise ValueError(
                 f"steps {self.steps} are counted from the parent's step 0 and end before its step "
                 f"{self.parent_step}: set steps to {self.parent_step} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> RunConfig:
+        kinds = {
+            "replay": self.replay is not None,
+            "train_rounds": self.train_rounds,
+            "collect": self.collect is not None,
+        }
+        chosen = [name for name, is_chosen in kinds.items() if is_chosen]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: leave out all but one")
+        if self.regime != "hybrid" and (self.train_rounds or self.collect is not None):
+            raise ValueError(
+                f"regime {self.regime!r} has no rounds that could be collected apart: set regime to hybrid"
+            )
+        if self.collect is not None and self.parent_run_id is None:
+            raise ValueError(
+                "collect needs the run that it collects for: leave it to `forgeflow collect`"
             )
         return self
 

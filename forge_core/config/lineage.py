@@ -9,6 +9,20 @@ from pydantic import Field, model_validator
 from forge_core.config.base import Section
 
 
+class CollectConfig(Section):
+    """Collecting one round for another run, which trains on it; `forgeflow collect` fills it in.
+
+    The other run is `parent_run_id`, and the round is sampled with its weights of `parent_step`.
+    """
+
+    round: int = Field(ge=1)
+    """Number of the round in the other run."""
+    first_step: int = Field(ge=1)
+    """First step of the other run that will train on it."""
+    last_step: int = Field(ge=1)
+    """Last step that will."""
+
+
 class ReplayConfig(Section):
     """Training on stored episodes of past runs instead of generating; `forgeflow replay` fills it in."""
 

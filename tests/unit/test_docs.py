@@ -68,7 +68,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
     commands = set(typer.main.get_command(app).commands)
-    assert set(re.findall(r"\bforgeflow ([a-z]+)", code)) <= commands
+    assert set(re.findall(r"\bforgeflow ([a-z-]+)", code)) <= commands
     keys = set(_generator().dotted_keys())
     for key in re.findall(r"--set '?([a-z_.]+)=", code):
         assert key in keys or key.startswith("environment.params.") or key == "dotted.key"
@@ -77,7 +77,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
 def test_the_checks_find_something_to_check() -> None:
     code = "\n".join(map(_code, DOCUMENTS))
     assert {"demo", "test", "server"} <= set(re.findall(r"\bmake ([a-z]+)", code))
-    named = set(re.findall(r"\bforgeflow ([a-z]+)", code))
+    named = set(re.findall(r"\bforgeflow ([a-z-]+)", code))
     assert named == set(typer.main.get_command(app).commands)
     assert "environment.name" in re.findall(r"--set '?([a-z_.]+)=", code)
 

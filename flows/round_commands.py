@@ -1,0 +1,131 @@
+"""Collecting and training apart: `collect` samples one round, `train-rounds` trains on those that are there.
+
+Each is a run of its own, so that they can be started on schedules and machines of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from flows.preflight import check_config, check_input, check_machine
+from flows.resume import resume
+from flows.terminal import (
+    DEFAULT_STORE,
+    FAILED,
+    Json,
+    Run,
+    Store,
+    Verbose,
+    print_json,
+    refuse,
+    refusing_input,
+    set_up_logging,
+)
+from forge_core.config import RunConfig
+from forge_core.rounds import NotYet, claim_round, trainer_config
+from forge_core.settings import list_presets, load_config
+from storage import layout
+from storage.objects import check_writable, open_store
+from storage.summary import run_summary
+
+
+def collect(
+    run: Run,
+    run_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Name of the new run; after the round if not given."),
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Collect the next round of RUN, with its newest weights, as a run of its own."""
+    set_up_logging(verbose)
+    with refusing_input():
+        check_writable(store)
+        opened = open_store(store)
+        trainer = trainer_config(opened, run)
+        # Before anything is claimed: what cannot run here must not hold a round.
+        check_machine(trainer, store, check_config(trainer))
+        try:
+            claimed = claim_round(opened, run, run_id)
+        except NotYet as reason:
+            typer.echo(f"Nothing was collected: {reason}.", err=True)
+            raise typer.Exit(FAILED) from reason
+    if claimed is None:
+        if json_output:
+            print_json(run_summary(opened, run))
+        else:
+            typer.echo(f"All rounds of run {run} are collected, or being collected.")
+        return
+    name, config = claimed
+    _launch(config, store, name, json_output=json_output, verbose=verbose)
+
+
+def train_rounds(
+    run: Run,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Config that comes with the package.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="TOML, JSON or YAML over the preset.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over preset and file."),
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train RUN on all rounds that are collected by now; begin it if it is new."""
+    set_up_logging(verbose)
+    with refusing_input():
+        opened = open_store(store)
+        is_new = not opened.exists(layout.config_key(run))
+        stored = None if is_new else trainer_config(opened, run)
+        given = None
+        if preset is not None or config is not None or overrides:
+            given = _config(preset, config, overrides or [])
+        if stored is not None and given not in (None, stored):
+            refuse(
+                f"run {run!r} exists with another config, which stands for good: leave out --preset, --config and "
+                "--set, or name a new run"
+            )
+        if stored is None:
+            if preset is None and config is None:
+                refuse(
+                    f"run {run!r} is new and needs --preset or --config: the presets are {', '.join(list_presets())}"
+                )
+            assert given is not None
+            check_machine(given, store, check_input(given, store, run_id=run))
+    if stored is None and given is not None:
+        _launch(given, store, run, json_output=json_output, verbose=verbose)
+    resume(run, store=store, json_output=json_output, verbose=verbose)
+
+
+def _config(preset: str | None, file: str | None, overrides: list[str]) -> RunConfig:
+    chosen = ["regime=hybrid", "train_rounds=true", *overrides]
+    config = load_config(preset=preset, file=file, overrides=chosen)
+    if not config.train_rounds:
+        raise ValueError("train_rounds follows from the command: leave it out")
+    return config
+
+
+def _launch(
+    config: RunConfig, store: str, run_id: str, *, json_output: bool, verbose: bool
+) -> NoReturn:
+    # Deferred: it brings Prefect, which takes seconds to import.
+    from flows.launch import launch
+
+    outcome = launch(
+        config, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
+    )
+    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(outcome.code)
