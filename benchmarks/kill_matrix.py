@@ -208,7 +208,10 @@ def wait_for_kinds(
 ) -> None:
     """Return so long after the first fact of a kind in the run's first log; RuntimeError if its process ends before."""
     seen = _Seen(store, run_id, 0)
+    deadline = time.monotonic() + _RUN_SECONDS
     while not seen.count(kind):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{run_id} did not come to {kind} in {_RUN_SECONDS:g} s")
         if process.poll() is not None:
             raise RuntimeError(f"{run_id} ended with {process.returncode} before {kind}")
         time.sleep(_POLL_SECONDS)
