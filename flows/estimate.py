@@ -19,13 +19,12 @@ import psutil
 
 from flows.model_directory import ModelDirectory
 from forge_core.config import ModelShape, RunConfig
+from forge_core.placement import Role, roles_of
 from storage.objects import open_store
 
 GIB = 2**30
 _PROCESS_BYTES = int(0.8 * GIB)
 """Libraries and buffers of one process that has imported torch; measured at 0.76 GiB."""
-_NUM_LIGHT_PROCESSES = 3
-"""Controller, verifier and TorchStore's volume."""
 _BYTES_PER_TOKEN = 40
 """Of an episode on disk, unscored and scored part together: ids, logprobs, versions, text; before compression."""
 _VOCABULARY_OF_TINY = 353
@@ -92,64 +91,77 @@ def _shape_of(document: dict[str, Any]) -> ModelShape | None:
 
 
 def estimate(config: RunConfig, shape: ModelShape, store_uri: str) -> list[Need]:
-    """What the run needs, device by device, then of the machine's memory, then of the disk."""
-    generator, trainer = _generator_parts(config, shape), _trainer_parts(config, shape)
+    """What the run needs, device by device, then of the machine's memory, then of the disk.
+
+    Only meshes that a run of the config opens count.
+    """
+    roles = roles_of(config)
     needs: list[Need] = []
-    host = {"processes": _PROCESS_BYTES * _num_processes(config)}
-    gpu = _gpu_bytes(config)
-    if config.generators.device == "cuda":
-        share = config.generators.gpu_memory_fraction
-        needs.append(
-            Need(
-                name="GPU of each generator",
-                bytes=math.ceil(sum(generator.values()) / share),
-                available=gpu,
-                parts=generator,
-                mend="lower generators.max_model_len or take larger GPUs",
-            )
-        )
-    else:
-        host["generators"] = config.generators.replicas * sum(generator.values())
+    host = {"processes": _PROCESS_BYTES * _num_processes(config, roles)}
+    if "generators" in roles:
+        generator = _generator_parts(config, shape)
+        if config.generators.device == "cuda":
+            needs.append(_generator_gpu(config, generator))
+        else:
+            host["generators"] = config.generators.replicas * sum(generator.values())
     if config.trainer.device == "cuda":
-        needs.append(
-            Need(
-                name="GPU of each trainer rank",
-                # A rank loads the whole model before it keeps its share.
-                bytes=max(
-                    sum(trainer.values()),
-                    math.ceil(4 * shape.num_parameters * (1 + 1 / config.trainer.ranks)),
-                ),
-                available=gpu,
-                parts=trainer,
-                mend="raise trainer.ranks or lower trainer.micro_batch_tokens",
-            )
-        )
+        needs.append(_trainer_gpu(config, shape))
     else:
-        host["trainer"] = config.trainer.ranks * sum(trainer.values())
+        host["trainer"] = config.trainer.ranks * sum(_trainer_parts(config, shape).values())
     whole = 4 * shape.num_parameters
-    # A publish gathers the weights on every rank and packs them; the volume holds two versions while one replaces the
-    # other, and each generator what it receives.
-    host["publish"] = 2 * whole * config.trainer.ranks + whole * (2 + config.generators.replicas)
+    if "weights" in roles:
+        # A publish gathers the weights on every rank and packs them; the volume holds two versions while one replaces
+        # the other, and each generator what it receives.
+        host["publish"] = 2 * whole * config.trainer.ranks
+        host["publish"] += whole * (2 + config.generators.replicas)
+    mend = ["trainer.ranks", "trainer.micro_batch_tokens"]
+    if "generators" in roles:
+        mend.insert(0, "generators.replicas")
     needs.append(
         Need(
             name="this machine's memory",
             bytes=sum(host.values()),
             available=psutil.virtual_memory().total,
             parts=host,
-            mend="lower generators.replicas, trainer.ranks or trainer.micro_batch_tokens",
+            mend=f"lower {', '.join(mend[:-1])} or {mend[-1]}",
         )
     )
-    disk = _disk_parts(config, shape)
-    needs.append(
-        Need(
-            name="the store's disk",
-            bytes=sum(disk.values()),
-            available=_free_disk(store_uri),
-            parts=disk,
-            mend="raise checkpoint.every and checkpoint.every_seconds, lower steps, or take another --store",
-        )
-    )
+    needs.append(_disk(config, shape, roles, store_uri))
     return needs
+
+
+def _generator_gpu(config: RunConfig, parts: dict[str, int]) -> Need:
+    return Need(
+        name="GPU of each generator",
+        bytes=math.ceil(sum(parts.values()) / config.generators.gpu_memory_fraction),
+        available=_gpu_bytes(config),
+        parts=parts,
+        mend="lower generators.max_model_len or take larger GPUs",
+    )
+
+
+def _trainer_gpu(config: RunConfig, shape: ModelShape) -> Need:
+    parts = _trainer_parts(config, shape)
+    # A rank loads the whole model before it keeps its share.
+    loading = math.ceil(4 * shape.num_parameters * (1 + 1 / config.trainer.ranks))
+    return Need(
+        name="GPU of each trainer rank",
+        bytes=max(sum(parts.values()), loading),
+        available=_gpu_bytes(config),
+        parts=parts,
+        mend="raise trainer.ranks or lower trainer.micro_batch_tokens",
+    )
+
+
+def _disk(config: RunConfig, shape: ModelShape, roles: frozenset[Role], store_uri: str) -> Need:
+    parts = _disk_parts(config, shape, roles)
+    return Need(
+        name="the store's disk",
+        bytes=sum(parts.values()),
+        available=_free_disk(store_uri),
+        parts=parts,
+        mend="raise checkpoint.every and checkpoint.every_seconds, lower steps, or take another --store",
+    )
 
 
 def check_fits(needs: list[Need]) -> None:
@@ -187,22 +199,41 @@ def _trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     }
 
 
-def _disk_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
-    every = config.checkpoint.every
-    num_checkpoints = 2 + (config.steps // every if every else 0)
-    episodes = config.steps * config.groups_per_step * config.group_size
-    return {
-        f"{num_checkpoints} checkpoints or more": num_checkpoints * 12 * shape.num_parameters,
-        "episodes": episodes * (config.sampling.max_tokens + 256) * _BYTES_PER_TOKEN,
-    }
+def _disk_parts(config: RunConfig, shape: ModelShape, roles: frozenset[Role]) -> dict[str, int]:
+    parts, steps = {}, config.steps
+    if config.collect is not None:
+        steps = config.collect.last_step - config.collect.first_step + 1
+    else:
+        number = _num_checkpoints(config)
+        parts[f"{number} checkpoints or more"] = number * 12 * shape.num_parameters
+    if "generators" in roles:
+        episodes = steps * config.groups_per_step * config.group_size
+        parts["episodes"] = episodes * (config.sampling.max_tokens + 256) * _BYTES_PER_TOKEN
+    return parts
+
+
+def _num_checkpoints(config: RunConfig) -> int:
+    """Checkpoints that stand at the same time, those aside that seconds make due."""
+    # A run that trains on collected rounds writes one after each.
+    every = config.steps_per_round if config.train_rounds else config.checkpoint.every
+    written = 2 + (config.steps // every if every else 0)
+    kept = config.checkpoint
+    if kept.keep_last == 0:
+        return written
+    # The first, the newest with one that is being written, and what is kept beside them.
+    standing = 2 + kept.keep_last + int(kept.keep_best)
+    standing += config.steps // kept.keep_every if kept.keep_every else 0
+    return min(written, standing)
 
 
 def _element_bytes(config: RunConfig) -> int:
     return 2 if config.model.dtype == "bfloat16" else 4
 
 
-def _num_processes(config: RunConfig) -> int:
-    return config.generators.replicas + config.trainer.ranks + _NUM_LIGHT_PROCESSES
+def _num_processes(config: RunConfig, roles: frozenset[Role]) -> int:
+    """The controller, and those of the meshes."""
+    replicas = config.generators.replicas if "generators" in roles else 0
+    return 1 + replicas + config.trainer.ranks + len(roles & {"verifier", "weights"})
 
 
 def _gpu_bytes(config: RunConfig) -> int | None:

@@ -15,7 +15,7 @@ from flows.estimate import check_fits, estimate, model_shape
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
-from forge_core.meshes import place
+from forge_core.placement import place, roles_of
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -54,12 +54,22 @@ def check_config(config: RunConfig) -> ModelDirectory | None:
     """As `check_input`, for a run that may have begun: the store is not looked at."""
     for field, reference in config.user_code().items():
         check_reference(field, reference)
-    model = _model_directory(config)
+    model = find_model(config)
     environment = load_environment(config.environment, config.seed)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
     _check_context(config, model, [prompt.text for prompt in prompts])
     return model
+
+
+def find_model(config: RunConfig) -> ModelDirectory | None:
+    """The directory of a config's model, if it is in one. Raises ValueError if it cannot be used."""
+    path = config.model.path
+    if path is None or path.startswith(HUB_PREFIX):
+        if path is not None and path.removeprefix(HUB_PREFIX).count("/") != 1:
+            raise ValueError(f"model.path {path!r} is no hub id: write {HUB_PREFIX}owner/name")
+        return None
+    return ModelDirectory.open(path)
 
 
 def check_machine(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> None:
@@ -83,7 +93,7 @@ def dry_run_plan(
     except ValueError as error:
         refused = str(error)
     generators, trainer = config.generators, config.trainer
-    placement = place(config)
+    placement = place(config, roles_of(config))
     meshes = {
         "generators": {
             "meshes": generators.replicas,
@@ -157,15 +167,15 @@ def count_gpus() -> int:
 
 
 def _needed_gpus(config: RunConfig) -> int:
-    placement = place(config)
+    placement = place(config, roles_of(config))
     return len(placement.trainer) + sum(len(gpus) for gpus in placement.generators)
 
 
 def _check_gpus(config: RunConfig) -> None:
-    asked = []
-    if config.generators.device == "cuda":
+    asked, roles = [], roles_of(config)
+    if "generators" in roles and config.generators.device == "cuda":
         asked.append(f"generators.replicas {config.generators.replicas}")
-    if config.trainer.device == "cuda":
+    if "trainer" in roles and config.trainer.device == "cuda":
         asked.append(f"trainer.ranks {config.trainer.ranks}")
     needed, present = _needed_gpus(config), count_gpus()
     if needed > present:
@@ -173,15 +183,6 @@ def _check_gpus(config: RunConfig) -> None:
             f"{' + '.join(asked)} on device cuda ask for {needed} GPUs and there are {present}: "
             "lower them, or set the device to cpu"
         )
-
-
-def _model_directory(config: RunConfig) -> ModelDirectory | None:
-    path = config.model.path
-    if path is None or path.startswith(HUB_PREFIX):
-        if path is not None and path.removeprefix(HUB_PREFIX).count("/") != 1:
-            raise ValueError(f"model.path {path!r} is no hub id: write {HUB_PREFIX}owner/name")
-        return None
-    return ModelDirectory.open(path)
 
 
 def _render_prompts(environment: Environment) -> list[Prompt]:

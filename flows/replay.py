@@ -44,7 +44,7 @@ async def replay_run(config: RunConfig, store: str, run_id: str | None = None) -
         return
     assert config.replay is not None, "launched as a replay"
     plan = plan_replay(opened, config.replay, read_sources(opened, config.replay))
-    async with open_run(config, store, run_id, roles=frozenset({"trainer"})) as run:
+    async with open_run(config, store, run_id) as run:
         await build_model()
         await _begin(run)
         for planned in plan[run.ledger.last_step : config.steps]:

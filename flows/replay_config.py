@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flows.preflight import count_gpus
+from flows.preflight import check_machine, find_model
 from forge_core.config import RunConfig
 from forge_core.replay import Source, plan_replay, read_source
 from forge_core.settings import load_config
@@ -88,11 +88,7 @@ def check_replay(config: RunConfig, store: str, run_id: str | None) -> None:
         )
     for field, reference in config.user_code().items():
         check_reference(field, reference)
-    if config.trainer.device == "cuda" and config.trainer.ranks > count_gpus():
-        raise ValueError(
-            f"trainer.ranks {config.trainer.ranks} on device cuda ask for as many GPUs and there are {count_gpus()}: "
-            "lower them, or set trainer.device to cpu"
-        )
+    check_machine(config, store, find_model(config))
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

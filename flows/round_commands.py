@@ -26,7 +26,7 @@ from flows.terminal import (
     set_up_logging,
 )
 from forge_core.config import RunConfig
-from forge_core.rounds import NotYet, claim_round, trainer_config
+from forge_core.rounds import NotYet, claim_round, round_config, trainer_config
 from forge_core.settings import list_presets, load_config
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -49,8 +49,10 @@ def collect(
         check_writable(store)
         opened = open_store(store)
         trainer = trainer_config(opened, run)
-        # Before anything is claimed: what cannot run here must not hold a round.
-        check_machine(trainer, store, check_config(trainer))
+        # Before anything is claimed: what cannot run here must not hold a round. Any round needs what the first does.
+        if trainer.first_step <= trainer.steps:
+            first = round_config(trainer, run, 1, trainer.parent_step or 0)
+            check_machine(first, store, check_config(first))
         try:
             claimed = claim_round(opened, run, run_id)
         except NotYet as reason:

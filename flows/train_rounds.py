@@ -44,7 +44,7 @@ async def train_collected(config: RunConfig, store: str, run_id: str | None = No
     if is_finished(open_store(store), run_id):
         logger.info("run %s is finished already", run_id)
         return
-    async with open_run(config, store, run_id, roles=frozenset({"trainer"})) as run:
+    async with open_run(config, store, run_id) as run:
         await build_model()
         await _begin(run)
         for this in plan_rounds(config, run.ledger.current_step):

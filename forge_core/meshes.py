@@ -20,9 +20,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from forge_core.config import RunConfig
+from forge_core.placement import Role, place
 from forge_core.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -61,47 +62,6 @@ _PROCESS_ENVIRONMENT = {
 }
 
 _FORGET_TIMEOUT_SECONDS = 1.0
-
-
-Role = Literal["generators", "trainer", "verifier", "weights"]
-"""What meshes are for."""
-
-ALL_ROLES: frozenset[Role] = frozenset({"generators", "trainer", "verifier", "weights"})
-"""Those of a run that generates and trains."""
-
-
-def mesh_names(config: RunConfig, roles: frozenset[Role] = ALL_ROLES) -> tuple[str, ...]:
-    """Names of the meshes that log intervals."""
-    replicas = config.generators.replicas if "generators" in roles else 0
-    others = (name for name in ("trainer", "verifier") if name in roles)
-    return (*(f"generator-{i}" for i in range(replicas)), *others)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Which GPUs each mesh's processes see; nothing on CPU."""
-
-    generators: tuple[tuple[int, ...], ...]
-    """Per replica."""
-    trainer: tuple[int, ...]
-    """One per rank."""
-
-
-def place(config: RunConfig) -> Placement:
-    """Disjoint GPUs, the trainer's first."""
-    next_gpu = 0
-    trainer: tuple[int, ...] = ()
-    if config.trainer.device == "cuda":
-        trainer = tuple(range(config.trainer.ranks))
-        next_gpu = config.trainer.ranks
-    generators: list[tuple[int, ...]] = []
-    for _ in range(config.generators.replicas):
-        if config.generators.device == "cuda":
-            generators.append((next_gpu,))
-            next_gpu += 1
-        else:
-            generators.append(())
-    return Placement(generators=tuple(generators), trainer=trainer)
 
 
 class MeshCall(RuntimeError):
@@ -196,7 +156,7 @@ async def open_meshes(
     store_uri: str,
     workdir: Path,
     started_at: float,
-    roles: frozenset[Role] = ALL_ROLES,
+    roles: frozenset[Role],
 ) -> AsyncIterator[Meshes]:
     """Spawn the meshes of some roles and their actors; stop them within the config's grace on leaving, come what may.
 
@@ -242,7 +202,7 @@ async def _spawn(
     from forge_core.actors.trainer import Trainer
     from forge_core.actors.verifier import Verifier
 
-    placement = place(config)
+    placement = place(config, roles)
     base = (config, store_uri)
 
     async def spawn(name: str, actor: Any, *args: Any, environment: Any, procs: int = 1) -> Mesh:
@@ -254,7 +214,6 @@ async def _spawn(
             *(
                 spawn(f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus))
                 for i, gpus in enumerate(placement.generators)
-                if "generators" in roles
             )
         )
 

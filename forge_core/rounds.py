@@ -87,6 +87,22 @@ def collect_config(store: ObjectStore, trainer: RunConfig, claim: Claim) -> RunC
     return config
 
 
+def round_config(
+    trainer: RunConfig, trainer_run_id: str, number: int, policy_version: int
+) -> RunConfig:
+    """The config of a run that collects a round of a trainer run with a version of its weights."""
+    steps = _steps(trainer, number)
+    return RunConfig.model_validate(
+        {
+            **trainer.model_dump(mode="json"),
+            "train_rounds": False,
+            "parent_run_id": trainer_run_id,
+            "parent_step": policy_version,
+            "collect": {"round": number, "first_step": steps[0], "last_step": steps[-1]},
+        }
+    )
+
+
 def newest_version(store: ObjectStore, run_id: str) -> int:
     """Version of a run's newest checkpoint. Raises NotYet if it has none."""
     ledger = read_ledger(store, run_id)
@@ -111,20 +127,8 @@ def _check_age(
 
 
 def _new_config(store: ObjectStore, trainer: RunConfig, claim: Claim) -> dict[str, Any]:
-    steps = _steps(trainer, claim.round)
-    config = RunConfig.model_validate(
-        {
-            **trainer.model_dump(mode="json"),
-            "train_rounds": False,
-            "parent_run_id": claim.trainer_run_id,
-            "parent_step": newest_version(store, claim.trainer_run_id),
-            "collect": {
-                "round": claim.round,
-                "first_step": steps[0],
-                "last_step": steps[-1],
-            },
-        }
-    )
+    version = newest_version(store, claim.trainer_run_id)
+    config = round_config(trainer, claim.trainer_run_id, claim.round, version)
     return config.model_dump(mode="json")
 
 

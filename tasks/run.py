@@ -17,7 +17,8 @@ from pathlib import Path
 from forge_core.actors.messages import CheckpointReply
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
-from forge_core.meshes import ALL_ROLES, Meshes, Role, mesh_names, open_meshes
+from forge_core.meshes import Meshes, open_meshes
+from forge_core.placement import mesh_names, roles_of
 from forge_core.timeline import Interval
 from storage import facts, layout
 from storage.ledger import Ledger
@@ -145,9 +146,7 @@ def current() -> ActiveRun:
 
 
 @asynccontextmanager
-async def open_run(
-    config: RunConfig, store_uri: str, run_id: str, roles: frozenset[Role] = ALL_ROLES
-) -> AsyncIterator[ActiveRun]:
+async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncIterator[ActiveRun]:
     """Claim a run, open its meshes, and log how it ended, whatever happened.
 
     A run that has begun is taken over from whoever holds it, and goes on where its log ends. The config is stored
@@ -165,7 +164,7 @@ async def open_run(
         async with (
             cancelled_by(signal.SIGTERM),
             _scratch_folder() as scratch,
-            open_meshes(config, store_uri, scratch, claimed_at, roles) as meshes,
+            open_meshes(config, store_uri, scratch, claimed_at, roles_of(config)) as meshes,
         ):
             run = ActiveRun(
                 run_id=run_id,
@@ -179,7 +178,7 @@ async def open_run(
                 listeners=_listeners.get(),
                 folder=local_folder(store, run_id),
             )
-            _tell_start(run, mesh_names(config, roles), sources)
+            _tell_start(run, mesh_names(config), sources)
             token = _current.set(run)
             try:
                 yield run

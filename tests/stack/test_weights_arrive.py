@@ -32,6 +32,7 @@ from forge_core.actors.messages import (
 from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt, prompt_id
 from forge_core.meshes import Meshes, open_meshes
+from forge_core.placement import roles_of
 from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import LocalStore
@@ -89,7 +90,7 @@ def _prompts(first_draw: int = 0) -> tuple[DrawnPrompt, ...]:
 @asynccontextmanager
 async def _meshes(folder: Path) -> AsyncIterator[tuple[Meshes, LocalStore]]:
     store = LocalStore(folder / "store")
-    async with open_meshes(CONFIG, store.uri, folder, time.time()) as meshes:
+    async with open_meshes(CONFIG, store.uri, folder, time.time(), roles_of(CONFIG)) as meshes:
         yield meshes, store
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.estimate import GIB, check_fits, estimate, model_shape
+from flows.estimate import GIB, Need, check_fits, estimate, model_shape
 from flows.model_directory import ModelDirectory
+from flows.preflight import check_machine
 from forge_core.config import RunConfig
 from forge_core.model import build_tiny_model, load_causal_lm
+from forge_core.rounds import round_config
 from forge_core.settings import load_config
 
 FORGEFLOW = str(Path(sys.executable).parent / "forgeflow")
@@ -88,6 +90,67 @@ def test_sharding_lowers_what_a_rank_holds(tmp_path: Path) -> None:
 
     assert rank(8) == pytest.approx(rank(4) / 2, rel=1e-6)
     assert rank(4) > 30 * GIB
+
+
+def _needs(config: RunConfig, store: Path) -> dict[str, Need]:
+    assert config.model.shape is not None
+    return {need.name: need for need in estimate(config, config.model.shape, str(store))}
+
+
+def test_a_run_that_starts_no_engine_is_not_asked_for_one(tmp_path: Path) -> None:
+    trains = _config(tmp_path, "gsm8k-8b", "regime=hybrid", "train_rounds=true")
+    collects = round_config(trains, "t", 2, 0)
+    whole = trains.model_copy(update={"train_rounds": False})
+    of_whole, of_training, of_collecting = (
+        _needs(config, tmp_path) for config in (whole, trains, collects)
+    )
+    assert "GPU of each generator" in of_whole.keys() & of_collecting.keys()
+    assert "GPU of each generator" not in of_training
+    assert "generators" not in of_training["this machine's memory"].mend
+    memory = [needs["this machine's memory"].parts for needs in (of_training, of_whole)]
+    assert memory[0]["processes"] < memory[1]["processes"]
+    assert memory[0].keys() < memory[1].keys()
+    # Episodes are the disk of who generates them, a round's of who collects one, and checkpoints of who trains.
+    episodes = [needs["the store's disk"].parts.get("episodes") for needs in
+                (of_training, of_whole, of_collecting)]  # fmt: skip
+    assert episodes[0] is None
+    assert episodes[1] == episodes[2] * trains.steps / trains.steps_per_round  # type: ignore[operator]
+    assert len(of_collecting["the store's disk"].parts) == 1
+
+
+def test_gpus_are_counted_by_what_a_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = _config(tmp_path, "gsm8k-8b", "regime=hybrid", "train_rounds=true")
+    with pytest.raises(ValueError, match=rf"^trainer.ranks {config.trainer.ranks} on device cuda"):
+        check_machine(config, str(tmp_path), None)
+    with pytest.raises(ValueError, match=r"^generators.replicas .* trainer.ranks"):
+        check_machine(round_config(config, "t", 1, 0), str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "number"),
+    [
+        ([], 5),
+        (["checkpoint.keep_last=0"], 12),
+        (["checkpoint.keep_last=1", "checkpoint.keep_every=50"], 5),
+        (["checkpoint.keep_best=true"], 6),
+        (["checkpoint.every=0"], 2),
+    ],
+)
+def test_checkpoints_that_are_pruned_need_no_room(
+    tmp_path: Path, overrides: list[str], number: int
+) -> None:
+    config = _config(
+        tmp_path,
+        "gsm8k-8b",
+        "steps=100",
+        "checkpoint.every=10",
+        "checkpoint.keep_last=3",
+        *overrides,
+    )
+    assert f"{number} checkpoints or more" in _needs(config, tmp_path)["the store's disk"].parts
 
 
 def test_a_dry_run_prints_the_estimate_and_then_refuses(tmp_path: Path) -> None:
