@@ -1,4 +1,4 @@
-"""The processes that a run's meshes live on: started one by one, stopped all at once, within a grace."""
+"""The processes that a run's meshes live on: started one by one, watched, stopped within a grace."""
 
 from __future__ import annotations
 
@@ -8,11 +8,106 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+Environment = dict[str, str] | Callable[[int], dict[str, str]]
+"""Variables of every process of a mesh, or of each by its rank."""
+
 _KILL_TIMEOUT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMesh:
+    """Processes that live and die together; `forge_core.services.health.watch` finds out when they fail."""
+
+    name: str
+    """Name in logs, and of the mesh in Monarch."""
+    mesh: Any
+    """Monarch process mesh, to spawn actors on."""
+    pids: tuple[int | None, ...]
+    """Process id by rank; None for one on another machine."""
+    info: Any
+    """Actor mesh that answers heartbeats."""
+    heartbeats: tuple[Any, ...]
+    """The same, rank by rank."""
+
+    @staticmethod
+    async def spawn(
+        name: str,
+        procs: int,
+        environment: Environment,
+        *,
+        startup_seconds: float,
+        host: Any = None,
+        proc_bind: list[dict[str, str]] | None = None,
+    ) -> ProcessMesh:
+        """Spawn `procs` processes on a Monarch host mesh, this machine unless given, and wait until each has told who
+        it is. Raises TimeoutError if that takes longer than `startup_seconds`; what was spawned is then stopped."""
+        from monarch.actor import default_bootstrap_cmd, this_host
+
+        from forge_core.actors.process import ProcessInfo
+        from forge_core.services.evidence import this_machine
+
+        command = default_bootstrap_cmd()
+
+        def bootstrap(point: Any) -> Any:
+            own = environment(point["procs"]) if callable(environment) else environment
+            return command.with_env(own)
+
+        more = {} if proc_bind is None else {"proc_bind": proc_bind}
+        mesh = (this_host() if host is None else host).spawn_procs(
+            per_host={"procs": procs}, name=name, bootstrap_command=bootstrap, **more
+        )
+        try:
+            info = mesh.spawn(f"{name}-process", ProcessInfo)
+            async with asyncio.timeout(startup_seconds):
+                answers = await info.identity.call()
+        except BaseException:
+            await _stop_mesh(mesh, "did not start")
+            raise
+        here = this_machine()
+        identities = list(answers.values())
+        return ProcessMesh(
+            name=name,
+            mesh=mesh,
+            pids=tuple(who.pid if who.machine == here else None for who in identities),
+            info=info,
+            heartbeats=tuple(info.flatten("procs").slice(procs=i) for i in range(len(identities))),
+        )
+
+    async def beat(self, rank: int) -> None:
+        """Return once the process has answered a heartbeat. Raises RuntimeError if it is known to be dead."""
+        # Whoever watches gives up on it: an answer that never comes is what is looked for.
+        await self.heartbeats[rank].beat.call_one()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ask, wait out the grace, kill; then let Monarch note it. Whatever state the processes are in."""
+        try:
+            async with asyncio.timeout(max(grace_seconds, 0.01)):
+                await self.mesh.stop("run ended")
+            return
+        except TimeoutError:
+            logger.info("mesh %s takes longer than %g s to stop: killed", self.name, grace_seconds)
+        except Exception as error:
+            logger.warning("mesh %s did not stop in order, and is killed: %s", self.name, error)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End the processes at once, also those that are stopped or hang."""
+        for pid in self.pids:
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        await _stop_mesh(self.mesh, "killed")
+
+
+async def _stop_mesh(mesh: Any, reason: str) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_KILL_TIMEOUT_SECONDS):
+            await mesh.stop(reason)
 
 
 class Processes:
@@ -21,51 +116,20 @@ class Processes:
     def __init__(self, grace_seconds: float, startup_seconds: float) -> None:
         self._grace_seconds = grace_seconds
         self._startup_seconds = startup_seconds
-        self._meshes: dict[str, Any] = {}
-        self._pids: dict[str, list[int]] = {}
+        self._meshes: dict[str, ProcessMesh] = {}
 
-    async def start(
-        self, name: str, procs: int, environment: dict[str, str] | Callable[[int], dict[str, str]]
-    ) -> Any:
-        """Spawn a mesh and wait until each of its processes has told its pid."""
-        from monarch.actor import default_bootstrap_cmd, this_host
-
-        from forge_core.actors.process import ProcessInfo
-
-        command = default_bootstrap_cmd()
-
-        def bootstrap(point: Any) -> Any:
-            own = environment(point["procs"]) if callable(environment) else environment
-            return command.with_env(own)
-
-        mesh = this_host().spawn_procs(
-            per_host={"procs": procs}, name=name, bootstrap_command=bootstrap
+    async def start(self, name: str, procs: int, environment: Environment) -> Any:
+        """Spawn a mesh and wait until each of its processes has told its pid; its Monarch handle."""
+        mesh = await ProcessMesh.spawn(
+            name, procs, environment, startup_seconds=self._startup_seconds
         )
         self._meshes[name] = mesh
-        info = mesh.spawn(f"{name}-process", ProcessInfo)
-        async with asyncio.timeout(self._startup_seconds):
-            answers = await info.pid.call()
-        self._pids[name] = list(answers.values())
-        return mesh
+        return mesh.mesh
+
+    def __getitem__(self, name: str) -> ProcessMesh:
+        """A mesh that was started."""
+        return self._meshes[name]
 
     async def stop(self) -> None:
         """Stop every mesh, whatever state it is in."""
-        await asyncio.gather(*(self._stop(name) for name in self._meshes))
-
-    async def _stop(self, name: str) -> None:
-        """Ask, wait out the grace, kill; then let Monarch note it."""
-        mesh = self._meshes[name]
-        try:
-            async with asyncio.timeout(max(self._grace_seconds, 0.01)):
-                await mesh.stop("run ended")
-            return
-        except TimeoutError:
-            logger.info("mesh %s takes longer than %g s to stop: killed", name, self._grace_seconds)
-        except Exception as error:
-            logger.warning("mesh %s did not stop in order, and is killed: %s", name, error)
-        for pid in self._pids.get(name, ()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(_KILL_TIMEOUT_SECONDS):
-                await mesh.stop("killed")
+        await asyncio.gather(*(mesh.stop(self._grace_seconds) for mesh in self._meshes.values()))

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from monarch.actor import Actor, endpoint
 
+from forge_core.services.evidence import this_machine
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process, and the machine on which its id means something."""
+
+    pid: int
+    """Process id."""
+    machine: str
+    """Equal for processes that can see each other's ids."""
+
 
 class ProcessInfo(Actor):
-    """A second actor of the process: it answers while the first one works."""
+    """A second actor of the process, with a thread of its own: it answers while the first one works."""
 
     @endpoint
     async def pid(self) -> int:
         """Process id on its host."""
         return os.getpid()
+
+    @endpoint
+    async def identity(self) -> ProcessIdentity:
+        """Process id and host."""
+        return ProcessIdentity(os.getpid(), this_machine())
+
+    @endpoint
+    async def beat(self) -> None:
+        """A heartbeat: that it is answered says everything."""

@@ -21,6 +21,7 @@ from forge_core.config.learning import (
 from forge_core.config.lineage import CollectConfig, ReplayConfig
 from forge_core.config.machinery import (
     CheckpointConfig,
+    FaultsConfig,
     GeneratorsConfig,
     ProfileConfig,
     RetryConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "Device",
     "EnvironmentConfig",
     "EvaluationConfig",
+    "FaultsConfig",
     "GeneratorsConfig",
     "ModelConfig",
     "ModelShape",
@@ -128,6 +130,8 @@ class RunConfig(Section):
     """Retries."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """Deadlines."""
+    faults: FaultsConfig = FaultsConfig()
+    """Processes that die or hang."""
     profile: ProfileConfig = ProfileConfig()
     """Traces."""
     shutdown: ShutdownConfig = ShutdownConfig()

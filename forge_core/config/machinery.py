@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from forge_core.config.base import Device, Section
+from forge_core.services.policy import Policy, RestartPolicy
 
 
 class GeneratorsConfig(Section):
@@ -90,6 +91,30 @@ class ProfileConfig(Section):
         if steps is not None and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
             raise ValueError(f"steps {steps} is no range of steps: write [first, last], from 1")
         return self
+
+
+class FaultsConfig(Section):
+    """What is done about a process that dies or hangs: `fail_fast` ends the run, resumable; `restart` starts it again
+    and has it do again what it was doing; `route_around` gives that to the other replicas at once."""
+
+    generators: Policy = "route_around"
+    """A generator replica. It serves again once it has loaded the current weights and passed the probe."""
+    verifier: Policy = "route_around"
+    """A verifier. Groups that cannot be scored in the end are dropped as failed."""
+    trainer: RestartPolicy = "restart"
+    """A rank of the trainer. All ranks start again, from the last checkpoint."""
+    weights: RestartPolicy = "restart"
+    """The weight store. It is filled again from the trainer's weights."""
+    most_restarts: int = Field(5, ge=0)
+    """Restarts of one unit in a row, none of which came to serve for `sound_seconds`; one more failure ends the run."""
+    restart_delay_seconds: float = Field(0.1, ge=0.0)
+    """Wait before the second restart in a row; the first is at once, and each further wait is twice as long."""
+    longest_delay_seconds: float = Field(30.0, ge=0.0)
+    """Longest wait before a restart."""
+    sound_seconds: float = Field(30.0, gt=0.0)
+    """Serving for so long ends a row of restarts."""
+    silence_seconds: float = Field(2.5, gt=0.0)
+    """A process that answers no heartbeat for so long, although it had the CPU or is stopped, hangs."""
 
 
 class ShutdownConfig(Section):
