@@ -40,7 +40,7 @@ def command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).parent / "forgeflow"), *arguments]
 
 
-def assert_verified(run_id: str, store: Path) -> None:
+def assert_verified(run_id: str, store: Path | str) -> None:
     """`forgeflow verify` finds nothing wrong with the run."""
     result = subprocess.run(
         command("verify", run_id, "--store", str(store)),
