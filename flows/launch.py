@@ -29,7 +29,7 @@ from storage.contract import hurry
 from storage.log import Fenced
 from storage.objects import ObjectStore, open_store
 from storage.resume import read_ledger
-from storage.workspace import keep_folder, local_folder, locate
+from storage.workspace import keep_folder, locate, open_folder
 
 if TYPE_CHECKING:
     from flows.loop import LoopFunction
@@ -66,9 +66,8 @@ def launch(
     """
     store = open_store(store_uri)
     run_id = run_id or new_run_id()
-    folder = local_folder(store, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(folder / "output.log", aside=verbose) as (out, err):
+    folder, output = open_folder(store, run_id)
+    with _output_to(output, aside=verbose) as (out, err):
         # Lines are left whole: paths are there to be copied.
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as workdir:

@@ -10,7 +10,8 @@ from storage.objects import ObjectStore
 
 _logger = logging.getLogger(__name__)
 
-_KEPT = ("output.log", "tensorboard/")
+_OUTPUT = "output.log"
+_KEPT = (_OUTPUT, "tensorboard/")
 """What is worth keeping of it: names of files, and of folders with a slash."""
 
 
@@ -20,6 +21,19 @@ def local_folder(store: ObjectStore, run_id: str) -> Path:
         return folder
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "forgeflow" / run_id
+
+
+def open_folder(store: ObjectStore, run_id: str) -> tuple[Path, Path]:
+    """The run's local folder, which is made, and the file in it that takes what processes print.
+
+    What a run that goes on printed before is brought from a store that is not on this machine, so that it stays.
+    """
+    folder = local_folder(store, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    output, key = folder / _OUTPUT, f"{layout.run_folder(run_id)}{_OUTPUT}"
+    if store.local_path(key) is None and not output.exists() and store.exists(key):
+        output.write_bytes(store.read(key))
+    return folder, output
 
 
 def keep_folder(store: ObjectStore, run_id: str, folder: Path) -> None:

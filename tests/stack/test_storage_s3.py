@@ -13,6 +13,7 @@ from s3_server import BUCKET, REGION, WRITER, S3Server
 from storage import s3
 from storage.objects import open_store
 from storage.s3 import S3Store
+from storage.workspace import keep_folder, open_folder
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,20 @@ def test_a_bucket_may_be_a_store_and_hold_markers_of_folders(s3_store_uri: str) 
     assert store.read("runs/a") == b"data"
     assert store.keys("") == ["runs/a"]
     assert whole.keys(f"{prefix}/") == [f"{prefix}/runs/a"]
+
+
+def test_what_a_run_printed_stays_when_it_goes_on(
+    s3_store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_store_uri)
+    for machine in ("one", "another"):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / machine))
+        folder, output = open_folder(store, "r")
+        with output.open("a") as file:
+            file.write(f"on {machine}\n")
+        keep_folder(store, "r", folder)
+        assert not folder.exists()
+    assert store.read("runs/r/output.log") == b"on one\non another\n"
 
 
 def test_threads_share_a_store(s3_store_uri: str) -> None:
