@@ -43,10 +43,10 @@ FORGEFLOW = str(Path(sys.executable).parent / "forgeflow")
 # What is planted, where, and which tests must fail of it.
 DEFECTS: dict[str, tuple[str, str, str, str]] = {
     "advantage's sign": (
-        "forge_core/algorithms/grpo.py",
+        "forge_core/algorithms/advantages.py",
         "centred_NG = rewards_NG - rewards_NG.mean(dim=1, keepdim=True)",
         "centred_NG = rewards_NG.mean(dim=1, keepdim=True) - rewards_NG",
-        "tests/unit/test_grpo.py",
+        "tests/unit/test_advantages.py",
     ),
     "mask shifted by one": (
         "forge_core/algorithms/batch.py",

@@ -43,6 +43,8 @@ Every key, its type, its default and its bounds, as [`forge_core/config`](../for
 
 Sections are merged key by key, the keys of `environment.params` too. A layer that names another `environment.name`
 than the layers below it drops their `params`, `prompt_template` and `answer_template`, which belong to the other task.
+So does another `algorithm.loss` with `clip_low`, `clip_high` and `scale_advantages`, and another
+`algorithm.correction.anchor` or `.weights` with what they decide.
 A run needs `--preset` or `--config`. The resolved config is stored as `config.json` in the run's folder.
 
 ## How `--set` reads a value
@@ -61,6 +63,10 @@ that are not finite. Beyond single values:
 - `groups_per_step` x `group_size` and, with a warm start, `warm_start.batch_size` must be multiples of `trainer.ranks`.
 - `sampling.top_p` other than 1.0 and `sampling.top_k` other than 0, which the trainer could not score.
 - `max_policy_age` other than 0 in regime sync.
+- `algorithm.correction.weights` `plain` or `truncated` with the anchor `sampled`, whose ratio is the weight,
+  and bounds where no weights are bounded.
+- `algorithm.overlong_tokens` above `sampling.max_tokens`.
+- An entropy bonus or a correction beside a `loss` of your own.
 - `model.tiny.hidden_size` must be divisible by `model.tiny.num_heads`, and that by `model.tiny.num_kv_heads`.
 
 And what does not fit the machine, the model or the task: a store that cannot be written, a run id that it has, more

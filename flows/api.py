@@ -46,7 +46,7 @@ def run(
         regime: `sync`, `async` or `hybrid`.
         environment: a task of reasoning-gym by its name, or a class of your own.
         reward: `(prompts, completions, **columns) -> list[float]`, in the stead of the environment's own scorer.
-        loss: `(logprobs, sampled_logprobs, advantages, mask) -> loss per token`, in GRPO's stead.
+        loss: `(logprobs, sampled_logprobs, advantages, mask) -> loss per token`, in the algorithm's stead.
         generate_episode: `async (policy, prompt_text, *, seed) -> Episode`.
         loop: `async (Loop) -> None`, in the regime's stead; needs regime sync.
         overrides: further `dotted.key=value`.

@@ -2,8 +2,8 @@
 
 Presets are the TOML files in `forge_core/presets`. A layer that names another environment than the
 one below it starts the environment's section afresh: the parameters and templates of one task mean
-nothing to another. A layer's table `regimes.NAME` counts in that regime only. Everything that is
-wrong is one ValueError of at most two lines.
+nothing to another. So it is with a loss and its numbers. A layer's table `regimes.NAME` counts in
+that regime only. Everything that is wrong is one ValueError of at most two lines.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from forge_core.config import RunConfig
+from forge_core.config.algorithm import OF_ONE_LOSS
 from forge_core.regime import OF_ONE_REGIME, Regime
 
 _MISSING = object()
-_OF_ONE_TASK = ("params", "prompt_template", "answer_template")
-"""Keys of the environment's section that mean nothing to another task."""
+_CHOICES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("environment", "name"): ("params", "prompt_template", "answer_template"),
+    ("algorithm", "loss"): tuple(OF_ONE_LOSS["dapo"]),
+    ("algorithm", "correction", "anchor"): ("weights", "low", "high"),
+    ("algorithm", "correction", "weights"): ("low", "high"),
+}
+"""By path of a key, keys beside it that mean something else, or nothing, with another value of it."""
 _NOUNS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -176,15 +182,20 @@ def _of_regime(tables: Any, regime: Any) -> dict[str, Any]:
 
 def _overlay(base: dict[str, Any], layer: dict[str, Any]) -> None:
     """Put `layer` over `base`, section by section; whole values and `params` keys replace those below."""
-    old, new = base.get("environment"), layer.get("environment")
-    if isinstance(old, dict) and isinstance(new, dict) and _renames(old, new):
-        base["environment"] = {key: value for key, value in old.items() if key not in _OF_ONE_TASK}
+    for *path, key in _CHOICES:
+        old, new = _section_at(base, path), _section_at(layer, path)
+        if key in new and new[key] != old.get(key, _default_of((*path, key))):
+            for name in _CHOICES[(*path, key)]:
+                old.pop(name, None)
     _merge(base, layer)
 
 
-def _renames(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    default = RunConfig().environment.name
-    return "name" in new and new["name"] != old.get("name", default)
+def _section_at(layer: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The section of a layer, to be changed in place; an empty one if it has none."""
+    for key in path:
+        below = layer.get(key)
+        layer = below if isinstance(below, dict) else {}
+    return layer
 
 
 def _merge(base: dict[str, Any], layer: dict[str, Any]) -> None:

@@ -179,7 +179,7 @@ class Trainer(Actor):
             self._profiler.during(request.run_id, request.step),
         ):
             started = time.monotonic()
-            batch = self._agreed(lambda: load_batch(self._store, request, self._config.algorithm))
+            batch = self._agreed(lambda: load_batch(self._store, request, self._config))
             outcome = self._learner.train_step(request.step, batch.sequences)
             digest = self._gather(policy_version=request.step).digest
         self._step = request.step

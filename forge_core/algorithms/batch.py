@@ -106,11 +106,15 @@ class TokenLogprobs:
     logprobs_BT: torch.Tensor
     """Logprob of each predicted token; 0 before `first_position`."""
     entropy_BT: torch.Tensor
-    """Entropy of each prediction, in nats, without gradient; 0 before `first_position`."""
+    """Entropy of each prediction, in nats, with gradient only if asked for; 0 before `first_position`."""
 
 
 def token_logprobs(
-    model: torch.nn.Module, batch: MicroBatch, *, temperature: float
+    model: torch.nn.Module,
+    batch: MicroBatch,
+    *,
+    temperature: float,
+    entropy_has_gradient: bool = False,
 ) -> TokenLogprobs:
     """Logprobs in float32 under softmax(logits / temperature), for positions from `first_position` on."""
     kept = torch.arange(
@@ -122,7 +126,7 @@ def token_logprobs(
     all_logprobs_BTV = torch.log_softmax(logits_BTV / temperature, dim=-1)
     targets_BT = batch.token_ids_BL[:, batch.first_position + 1 :]
     logprobs_BT = all_logprobs_BTV.gather(-1, targets_BT[..., None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_has_gradient and torch.is_grad_enabled()):
         entropy_BT = -(all_logprobs_BTV.exp() * all_logprobs_BTV).sum(-1)
     before = (batch.first_position, 0)
     return TokenLogprobs(

@@ -1,4 +1,4 @@
-"""A loss of the user's in the place of GRPO's."""
+"""A loss of the user's in the place of the algorithm's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from forge_core.algorithms.grpo import LossSums, ratio_sums
+from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.user_code import load_object
 
 TokenLoss = Callable[..., torch.Tensor]
@@ -23,22 +23,14 @@ class CustomLoss:
         self._reference = reference
         self._function: TokenLoss = load_object("loss", reference)
 
-    def __call__(
-        self,
-        logprobs_BT: torch.Tensor,
-        sampled_logprobs_BT: torch.Tensor,
-        advantages_B: torch.Tensor,
-        mask_BT: torch.Tensor,
-        *,
-        num_tokens: float,
-    ) -> LossSums:
+    def __call__(self, tokens: Tokens, advantages_B: torch.Tensor) -> LossShare:
         """This micro-batch's share. Raises ValueError, naming the function, unless it gives a finite loss per token."""
-        sums = ratio_sums(logprobs_BT, sampled_logprobs_BT, mask_BT)
+        logprobs_BT, mask_BT = tokens.logprobs_BT, tokens.mask_BT
         if not mask_BT.any():  # padding, which keeps this rank in step with the others
-            return LossSums(loss=logprobs_BT.sum() * 0.0, metrics=sums)
+            return LossShare(loss=logprobs_BT.sum() * 0.0, metrics={})
         # Off the mask stand prompts and padding, whose ratios could overflow in the backward pass.
         logprobs_BT = torch.where(mask_BT, logprobs_BT, 0.0)
-        sampled_logprobs_BT = torch.where(mask_BT, sampled_logprobs_BT, 0.0)
+        sampled_logprobs_BT = torch.where(mask_BT, tokens.sampled_logprobs_BT, 0.0)
         try:
             loss_BT: Any = self._function(logprobs_BT, sampled_logprobs_BT, advantages_B, mask_BT)
         except Exception as error:  # It is the user's: it may raise anything.
@@ -61,4 +53,4 @@ class CustomLoss:
             raise ValueError(
                 f"loss {self._reference!r} returned a loss without a gradient; compute it from logprobs"
             )
-        return LossSums(loss=total / num_tokens, metrics=sums)
+        return LossShare(loss=total / tokens.num_tokens, metrics={})

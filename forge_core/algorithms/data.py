@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from forge_core.actors.messages import TrainRequest
+from forge_core.algorithms.advantages import estimated_advantages, overlong_penalty
 from forge_core.algorithms.batch import Sequence
-from forge_core.algorithms.grpo import group_advantages
-from forge_core.config import AlgorithmConfig
+from forge_core.algorithms.metrics import Mean, Metrics
+from forge_core.config import RunConfig
 from storage.annotations import read_scores
 from storage.layout import RUN_SCORES
 from storage.objects import ObjectStore
@@ -49,7 +50,7 @@ class Batch:
     """What the episodes say without a model."""
 
 
-def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmConfig) -> Batch:
+def load_batch(store: ObjectStore, request: TrainRequest, config: RunConfig) -> Batch:
     """Read the groups of a request from their commits.
 
     Raises ValueError if a group is missing, has another number of samples than the first, or lacks a score.
@@ -58,13 +59,7 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
     if not groups:
         return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
     rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
-    if request.advantages is None:
-        advantages_NG = group_advantages(rewards_NG, scale=algorithm.scale_advantages)
-    else:
-        given = dict(request.advantages)
-        advantages_NG = torch.tensor(
-            [[given.get(row["episode_id"], 0.0) for row in group] for group in groups]
-        )
+    advantages_NG, told = _advantages(request, groups, rewards_NG, config)
     sequences = [
         Sequence(
             token_ids=row["prompt_token_ids"] + row["response_token_ids"],
@@ -81,8 +76,35 @@ def load_batch(store: ObjectStore, request: TrainRequest, algorithm: AlgorithmCo
         sequences=sequences,
         age_max=age_max,
         age_mean=age_mean,
-        metrics=_episode_metrics(groups, rewards_NG),
+        metrics={**_episode_metrics(groups, rewards_NG), **_figures(told)},
     )
+
+
+def _advantages(
+    request: TrainRequest,
+    groups: list[list[dict[str, Any]]],
+    rewards_NG: torch.Tensor,
+    config: RunConfig,
+) -> tuple[torch.Tensor, Metrics]:
+    """Those of a loop of the user's, or the algorithm's of rewards less what overlong responses lose."""
+    if request.advantages is not None:
+        given = dict(request.advantages)
+        chosen = [[given.get(row["episode_id"], 0.0) for row in group] for group in groups]
+        return torch.tensor(chosen), {}
+    lost_NG, penalised = overlong_penalty(
+        torch.tensor([[len(row["response_token_ids"]) for row in group] for group in groups]),
+        max_tokens=config.sampling.max_tokens,
+        overlong_tokens=config.algorithm.overlong_tokens,
+        penalty=config.algorithm.overlong_penalty,
+    )
+    advantages_NG, told = estimated_advantages(rewards_NG + lost_NG, config.algorithm)
+    return advantages_NG, {**penalised, **told}
+
+
+def _figures(metrics: Metrics) -> dict[str, float]:
+    """Every rank has read the whole batch, so that its means are the step's."""
+    means = {name: metric for name, metric in metrics.items() if isinstance(metric, Mean)}
+    return {name: mean.total / mean.count for name, mean in means.items()}
 
 
 def _read_groups(store: ObjectStore, request: TrainRequest) -> list[list[dict[str, Any]]]:

@@ -9,19 +9,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from forge_core.algorithms import optimizer_state
 from forge_core.algorithms.batch import (
     MicroBatch,
     Sequence,
+    TokenLogprobs,
     collate,
     share,
     split,
     token_logprobs,
 )
 from forge_core.algorithms.custom_loss import CustomLoss
-from forge_core.algorithms.grpo import LossSums, grpo_loss
+from forge_core.algorithms.losses import LOSSES
+from forge_core.algorithms.metrics import Largest, Mean, Metrics, StepMetrics
+from forge_core.algorithms.primitives import drift
 from forge_core.algorithms.ratios import Ratios
+from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.config import RunConfig
-from forge_core.sharding import reshard, shard_like
+from forge_core.sharding import reshard
+
+Logprobs = dict[tuple[int, int], torch.Tensor]
+"""By minibatch and micro-batch of this rank, shape (B, T)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,78 +89,110 @@ class Learner:
             (loss * self._ranks).backward()
             total += float(loss.detach())
         self._update()
-        return self._sum_over_ranks([total])[0]
+        return self._over_ranks([total])[0]
 
     def train_step(self, step: int, sequences: list[Sequence]) -> Outcome:
         """All epochs and minibatches of a step (from 1) on a batch; an empty batch changes nothing."""
         if not sequences:
             return Outcome(optimizer_updates=0, metrics={})
-        algorithm = self._config.algorithm
         learning_rate = self._learning_rate(step)
         self._set_learning_rate(learning_rate)
-        sums: dict[str, float] = {}
-        updates, gradient_norms = 0, []
-        ratios = Ratios(self._device)
+        algorithm = self._config.algorithm
+        minibatches = [sequences[i :: algorithm.minibatches] for i in range(algorithm.minibatches)]
+        minibatches = [minibatch for minibatch in minibatches if minibatch]
+        metrics, ratios, gradient_norms = StepMetrics(), Ratios(self._device), []
+        proximal = self._proximal(minibatches)
         for epoch in range(algorithm.epochs):
-            for index in range(algorithm.minibatches):
-                minibatch = sequences[index :: algorithm.minibatches]
-                if not minibatch:
-                    continue
-                is_on_policy = epoch == 0 and index == 0
-                self._accumulate(minibatch, sums, ratios, is_on_policy=is_on_policy)
+            for index, minibatch in enumerate(minibatches):
+                is_first = epoch == 0 and index == 0
+                self._accumulate(minibatch, index, proximal, metrics, ratios, is_first=is_first)
                 gradient_norms.append(self._update())
-                updates += 1
-        metrics = self._reduce(sums, num_tokens=_count(sequences) * algorithm.epochs)
-        metrics.update(ratios.metrics())
-        metrics["grad_norm"] = max(gradient_norms)
-        metrics["learning_rate"] = learning_rate
-        return Outcome(optimizer_updates=updates, metrics=metrics)
+        return Outcome(
+            optimizer_updates=len(gradient_norms),
+            metrics={
+                **metrics.reduced(self._over_ranks),
+                **ratios.metrics(),
+                "grad_norm": max(gradient_norms),
+                "learning_rate": learning_rate,
+            },
+        )
+
+    def _proximal(self, minibatches: list[list[Sequence]]) -> Logprobs:
+        """Logprobs under the weights as they are, by minibatch and micro-batch; empty unless they anchor the ratio.
+
+        Those of the first minibatch are left out: its own forward pass, before the first update, has them.
+        """
+        kept: Logprobs = {}
+        if self._config.algorithm.correction.anchor != "proximal" or len(minibatches) == 1:
+            return kept
+        with torch.no_grad():
+            for index, minibatch in enumerate(minibatches[1:], start=1):
+                for place, batch in enumerate(self._micro_batches(minibatch)):
+                    scored = self._token_logprobs(batch)
+                    kept[index, place] = scored.logprobs_BT
+        reshard(self._model)
+        return kept
 
     def _accumulate(
         self,
         minibatch: list[Sequence],
-        sums: dict[str, float],
+        index: int,
+        proximal: Logprobs,
+        metrics: StepMetrics,
         ratios: Ratios,
         *,
-        is_on_policy: bool,
+        is_first: bool,
     ) -> None:
-        num_tokens = _count(minibatch)
+        """The gradient of a minibatch, by micro-batches. Before the first update the policy is the proximal one."""
+        num_tokens, num_sequences = _count(minibatch), _count_sequences(minibatch)
+        has_anchor = self._config.algorithm.correction.anchor == "proximal"
         fault: ValueError | None = None
-        for batch in self._micro_batches(minibatch):
-            scored = token_logprobs(
-                self._model, batch, temperature=self._config.sampling.temperature
+        for place, batch in enumerate(self._micro_batches(minibatch)):
+            scored = self._token_logprobs(batch)
+            if has_anchor:
+                proximal.setdefault((index, place), scored.logprobs_BT.detach())
+            tokens = Tokens(
+                logprobs_BT=scored.logprobs_BT,
+                sampled_logprobs_BT=batch.sampled_logprobs_BT,
+                proximal_logprobs_BT=proximal.get((index, place)),
+                advantages_BT=batch.advantages_B[:, None].expand_as(scored.logprobs_BT),
+                entropy_BT=scored.entropy_BT,
+                mask_BT=batch.mask_BT,
+                num_tokens=num_tokens,
+                num_sequences=num_sequences,
+                max_tokens=self._config.sampling.max_tokens,
             )
             try:
-                share_of_loss = self._loss(scored.logprobs_BT, batch, num_tokens)
+                part = self._loss(tokens, batch)
             except ValueError as error:
                 # The other ranks are in the same collectives: it is raised once all are through them.
                 fault = fault or error
-                share_of_loss = LossSums(loss=scored.logprobs_BT.sum() * 0.0, metrics={})
-            ratios.add(scored.logprobs_BT, batch.sampled_logprobs_BT, batch.mask_BT)
+                part = LossShare(loss=scored.logprobs_BT.sum() * 0.0, metrics={})
             # FSDP averages gradients over ranks; shares of one sum have to be added.
-            (share_of_loss.loss * self._ranks).backward()
-            entropy = float((scored.entropy_BT * batch.mask_BT).sum())
-            loss = float(share_of_loss.loss.detach()) * num_tokens
-            for name, value in {**share_of_loss.metrics, "entropy": entropy, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + value
-            if is_on_policy:
-                apart_BT = (scored.logprobs_BT.detach() - batch.sampled_logprobs_BT).abs()
-                gap = float(torch.where(batch.mask_BT, apart_BT, 0.0).max())
-                name = "max:sampling/sampling_logp_difference/max"
-                # Infinity stands for a gap that is no number, which `max` would let go.
-                sums[name] = max(sums.get(name, 0.0), gap if gap == gap else float("inf"))
-
+            (part.loss * self._ranks).backward()
+            ratios.add(tokens.logprobs_BT, tokens.sampled_logprobs_BT, tokens.mask_BT)
+            metrics.add({**part.metrics, **_told(tokens, part)})
+            if is_first:
+                metrics.add(_largest_gap(tokens))
         if self._custom_loss is not None:
             self._raise_together(fault)
 
-    def _loss(self, logprobs_BT: torch.Tensor, batch: MicroBatch, num_tokens: int) -> LossSums:
-        arguments = (logprobs_BT, batch.sampled_logprobs_BT, batch.advantages_B, batch.mask_BT)
+    def _token_logprobs(self, batch: MicroBatch) -> TokenLogprobs:
+        return token_logprobs(
+            self._model,
+            batch,
+            temperature=self._config.sampling.temperature,
+            entropy_has_gradient=self._config.algorithm.entropy_coefficient > 0,
+        )
+
+    def _loss(self, tokens: Tokens, batch: MicroBatch) -> LossShare:
         if self._custom_loss is not None:
-            return self._custom_loss(*arguments, num_tokens=num_tokens)
-        return grpo_loss(*arguments, num_tokens=num_tokens, config=self._config.algorithm)
+            return self._custom_loss(tokens, batch.advantages_B)
+        algorithm = self._config.algorithm
+        return LOSSES[algorithm.loss](tokens, algorithm)
 
     def _raise_together(self, fault: ValueError | None) -> None:
-        (num_faults,) = self._sum_over_ranks([float(fault is not None)])
+        (num_faults,) = self._over_ranks([float(fault is not None)])
         if num_faults:
             self._optimizer.zero_grad()
             raise fault or ValueError("the loss failed on another rank of the trainer")
@@ -189,39 +229,17 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def _sum_over_ranks(self, values: list[float], op: Any = dist.ReduceOp.SUM) -> list[float]:
+    def _over_ranks(self, values: list[float], op: Any = dist.ReduceOp.SUM) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(tensor, op=op)
         return [float(value) for value in tensor]
-
-    def _reduce(self, sums: dict[str, float], num_tokens: int) -> dict[str, float]:
-        names = sorted(name for name in sums if not name.startswith("max:"))
-        maxima = sorted(name for name in sums if name.startswith("max:"))
-        means = self._sum_over_ranks([sums[name] for name in names])
-        tops = self._sum_over_ranks([sums[name] for name in maxima], dist.ReduceOp.MAX)
-        return {
-            **{name: value / num_tokens for name, value in zip(names, means, strict=True)},
-            **{name.removeprefix("max:"): v for name, v in zip(maxima, tops, strict=True)},
-        }
 
     def full_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The optimizer's state, gathered: CPU tensors by `parameter/entry`, and the plain rest.
 
         Empty before the optimizer's first step.
         """
-        tensors: dict[str, torch.Tensor] = {}
-        reshard(self._model)
-        for name, parameter in self._model.named_parameters():
-            # In one order on every rank, whatever order a checkpoint was read in: each is a collective.
-            for entry, value in sorted(self._optimizer.state.get(parameter, {}).items()):
-                full = value.full_tensor() if hasattr(value, "full_tensor") else value
-                # A copy: with one rank the full tensor is the optimizer's own, which the next step changes.
-                tensors[f"{name}/{entry}"] = full.detach().cpu().clone()
-        groups = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self._optimizer.param_groups
-        ]
-        return tensors, {"param_groups": groups}
+        return optimizer_state.full_state(self._model, self._optimizer)
 
     def load_state(self, pieces: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Begin post-training with what `full_state` gave, of any number of ranks; nothing to load is a fresh start.
@@ -230,41 +248,35 @@ class Learner:
         """
         reshard(self._model)
         self.begin_post_training()
-        parameters = dict(self._model.named_parameters())
-        for piece in pieces:
-            for key, value in piece.items():
-                name, _, entry = key.rpartition("/")
-                if (parameter := parameters.get(name)) is None:
-                    raise ValueError(
-                        f"the checkpoint has an optimizer's state of {name!r}, a parameter unknown here"
-                    )
-                if value.shape not in (parameter.shape, torch.Size([])):
-                    raise ValueError(
-                        f"the optimizer's {key!r} has shape {tuple(value.shape)} where {tuple(parameter.shape)} is due"
-                    )
-                # As AdamW makes them itself: moments lie where the parameter does, the count of steps on the CPU.
-                state = self._optimizer.state[parameter]
-                state[entry] = value.clone() if value.ndim == 0 else shard_like(value, parameter)
+        optimizer_state.load_state(self._model, self._optimizer, pieces)
 
     def bytes_by_group(self) -> dict[str, int]:
         """Bytes that this rank holds of parameters, their gradients, and the optimizer's state."""
-        parameters = list(self._model.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        state = [value for p in parameters for value in self._optimizer.state.get(p, {}).values()]
-        return {
-            name: sum(_local_bytes(tensor) for tensor in tensors)
-            for name, tensors in (
-                ("parameters", parameters),
-                ("gradients", gradients),
-                ("optimizer", state),
-            )
-        }
+        return optimizer_state.bytes_by_group(self._model, self._optimizer)
 
 
-def _local_bytes(tensor: Any) -> int:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return int(local.numel() * local.element_size())
+def _told(tokens: Tokens, part: LossShare) -> Metrics:
+    """What a micro-batch tells whatever the loss."""
+    num_tokens = float(tokens.mask_BT.sum())
+    entropy_BT = torch.where(tokens.mask_BT, tokens.entropy_BT.detach(), 0.0)
+    return {
+        **drift(tokens.logprobs_BT, tokens.sampled_logprobs_BT, tokens.mask_BT),
+        "entropy": Mean(float(entropy_BT.sum()), num_tokens),
+        # A mean over minibatches, by their tokens: each micro-batch has a share of its minibatch's loss.
+        "loss": Mean(float(part.loss.detach()) * tokens.num_tokens, num_tokens),
+    }
+
+
+def _largest_gap(tokens: Tokens) -> Metrics:
+    """Before the first update, on-policy, what the recorded logprobs differ by from those of the same weights."""
+    apart_BT = (tokens.logprobs_BT.detach() - tokens.sampled_logprobs_BT).abs()
+    gap = float(torch.where(tokens.mask_BT, apart_BT, 0.0).max())
+    return {"sampling/sampling_logp_difference/max": Largest(gap)}
 
 
 def _count(sequences: list[Sequence]) -> int:
     return max(1, sum(sum(sequence.mask) for sequence in sequences))
+
+
+def _count_sequences(sequences: list[Sequence]) -> int:
+    return max(1, sum(any(sequence.mask) for sequence in sequences))

@@ -10,14 +10,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from forge_core.config.algorithm import AlgorithmConfig, CorrectionConfig, LossName
 from forge_core.config.base import Device, Section
 from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
-from forge_core.config.learning import (
-    AlgorithmConfig,
-    OptimizerConfig,
-    ParityConfig,
-    WarmStartConfig,
-)
+from forge_core.config.learning import OptimizerConfig, ParityConfig, WarmStartConfig
 from forge_core.config.lineage import CollectConfig, ReplayConfig
 from forge_core.config.machinery import (
     CheckpointConfig,
@@ -37,11 +33,13 @@ __all__ = [
     "AlgorithmConfig",
     "CheckpointConfig",
     "CollectConfig",
+    "CorrectionConfig",
     "Device",
     "EnvironmentConfig",
     "EvaluationConfig",
     "FaultsConfig",
     "GeneratorsConfig",
+    "LossName",
     "ModelConfig",
     "ModelShape",
     "OptimizerConfig",
@@ -88,7 +86,8 @@ class RunConfig(Section):
     """A function of your own that scores in the environment's stead, with TRL's signature
     `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`."""
     loss: str | None = None
-    """A loss of your own in GRPO's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per token."""
+    """A loss of your own in the algorithm's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per
+    token."""
     generate_episode: str | None = None
     """A function of your own that makes an episode: `async (policy, prompt_text, *, seed) -> Episode`."""
     parent_run_id: str | None = None
@@ -115,7 +114,7 @@ class RunConfig(Section):
     trainer: TrainerConfig = TrainerConfig()
     """The training mesh."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    """The loss."""
+    """What is learned from a batch."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer of post-training."""
     warm_start: WarmStartConfig = WarmStartConfig()
@@ -169,6 +168,24 @@ class RunConfig(Section):
             steps_per_round=self.steps_per_round,
             groups_per_step=self.groups_per_step,
         )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_fitting_loss(self) -> RunConfig:
+        algorithm, longest = self.algorithm, self.sampling.max_tokens
+        if algorithm.overlong_tokens > longest:
+            raise ValueError(
+                f"algorithm.overlong_tokens {algorithm.overlong_tokens} are the last of sampling.max_tokens {longest} "
+                f"and cannot be more: lower it to {longest} or less"
+            )
+        if self.loss is not None:
+            untouched = AlgorithmConfig()
+            for name in ("entropy_coefficient", "correction"):
+                if getattr(algorithm, name) != getattr(untouched, name):
+                    raise ValueError(
+                        f"algorithm.{name} is a part of the algorithm's loss, in whose stead loss {self.loss!r} is "
+                        "computed: leave one of them out"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -1,25 +1,10 @@
-"""The loss, the optimizer, the warm start, and how far both sides may be apart."""
+"""The optimizer, the warm start, and how far both sides may be apart."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from forge_core.config.base import Section
-
-
-class AlgorithmConfig(Section):
-    """GRPO (Shao et al. 2024, arXiv 2402.03300), with DAPO's token-level mean (Yu et al. 2025, arXiv 2503.14476)."""
-
-    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
-    """The importance ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(0.28, ge=0.0)
-    """The importance ratio is clipped above at 1 + clip_high."""
-    scale_advantages: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards."""
-    minibatches: int = Field(1, ge=1)
-    """Optimizer updates that one pass over a batch is split into."""
-    epochs: int = Field(1, ge=1)
-    """Passes over a batch."""
 
 
 class OptimizerConfig(Section):

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from forge_core.algorithms.batch import Sequence, collate, share, split, token_logprobs
-from forge_core.algorithms.grpo import grpo_loss
+from forge_core.algorithms.losses import LOSSES
+from forge_core.algorithms.metrics import StepMetrics
+from forge_core.algorithms.tokens import Tokens
 from forge_core.config import AlgorithmConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
 
@@ -184,16 +186,22 @@ def test_an_empty_micro_batch_takes_part_and_counts_nothing(model: torch.nn.Modu
     batch = collate([], PAD, CPU)
     assert not batch.mask_BT.any()
     scored = token_logprobs(model, batch, temperature=1.0)
-    sums = grpo_loss(
-        scored.logprobs_BT,
-        batch.sampled_logprobs_BT,
-        batch.advantages_B,
-        batch.mask_BT,
-        num_tokens=7,
-        config=AlgorithmConfig(),
+    tokens = Tokens(
+        logprobs_BT=scored.logprobs_BT,
+        sampled_logprobs_BT=batch.sampled_logprobs_BT,
+        advantages_BT=batch.advantages_B[:, None].expand_as(scored.logprobs_BT),
+        entropy_BT=scored.entropy_BT,
+        mask_BT=batch.mask_BT,
+        num_tokens=7.0,
+        num_sequences=2.0,
+        max_tokens=8,
     )
-    parameters = list(model.parameters())
-    gradients = torch.autograd.grad(sums.loss, parameters)
-    assert sums.loss.item() == 0.0
-    assert not any(sums.metrics.values())
-    assert not any(bool(gradient.any()) for gradient in gradients)
+    for name, loss in LOSSES.items():
+        share = loss(tokens, AlgorithmConfig(loss=name, entropy_coefficient=0.1))
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(share.loss, parameters, retain_graph=True)
+        assert share.loss.item() == 0.0
+        assert not any(bool(gradient.any()) for gradient in gradients)
+        told = StepMetrics()
+        told.add(share.metrics)
+        assert told.reduced(lambda values, _: values) == {}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from forge_core.algorithms.custom_loss import CustomLoss
+from forge_core.algorithms.tokens import Tokens
 
 LOSSES = """
 import torch
@@ -39,7 +40,17 @@ def file(tmp_path: Path) -> Path:
 
 def _loss(file: Path, name: str, logprobs: torch.Tensor) -> torch.Tensor:
     sampled, advantages = logprobs.detach() - 0.1, torch.tensor([1.0, -2.0])
-    return CustomLoss(f"{file}:{name}")(logprobs, sampled, advantages, MASK, num_tokens=8.0).loss
+    tokens = Tokens(
+        logprobs_BT=logprobs,
+        sampled_logprobs_BT=sampled,
+        advantages_BT=advantages[:, None].expand_as(logprobs),
+        entropy_BT=torch.zeros_like(sampled),
+        mask_BT=MASK,
+        num_tokens=8.0,
+        num_sequences=2.0,
+        max_tokens=3,
+    )
+    return CustomLoss(f"{file}:{name}")(tokens, advantages).loss
 
 
 def test_it_is_the_sum_over_the_policys_tokens_by_the_batchs_tokens(file: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
 from forge_core.algorithms.data import load_batch
+from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.step import Learner
-from forge_core.config import AlgorithmConfig, RunConfig, TinyModelConfig
+from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
 from forge_core.sharding import load_weights
 from storage import layout
@@ -227,6 +229,48 @@ def test_every_minibatch_of_every_epoch_is_an_update(
     assert learner.train_step(1, sequences[:3]).optimizer_updates == 3
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains(build: Build, sequences: list[Sequence], loss: str) -> None:
+    model, learner = build(algorithm={"loss": loss, "minibatches": 2})
+    before = weights(model)
+    outcome = learner.train_step(1, sequences)
+    assert outcome.optimizer_updates == 2
+    assert all(math.isfinite(value) for value in outcome.metrics.values())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize("repeats", [{"minibatches": 1}, {"minibatches": 3, "epochs": 2}])
+def test_the_proximal_policy_is_that_of_the_step_s_start(
+    build: Build, sequences: list[Sequence], repeats: dict[str, int]
+) -> None:
+    """What was recorded on-policy is the proximal policy; what older weights recorded has no say without weights."""
+    wanted, learner = build(algorithm=repeats)
+    learner.train_step(1, sequences)
+    stale = [
+        dataclasses.replace(
+            each, sampled_logprobs=[logprob - 0.7 for logprob in each.sampled_logprobs]
+        )
+        for each in sequences
+    ]
+    anchored = {"anchor": "proximal", "weights": "none"}
+    found, decoupled = build(algorithm={**repeats, "correction": anchored})
+    outcome = decoupled.train_step(1, stale)
+    for name, tensor in weights(wanted).items():
+        torch.testing.assert_close(weights(found)[name], tensor, rtol=0, atol=1e-5)
+    # The weights that make up for it are those of the proximal policy against the recorded logprobs.
+    _, corrected = build(algorithm={**repeats, "correction": {**anchored, "weights": "plain"}})
+    weight = corrected.train_step(1, stale).metrics["correction/weight_mean"]
+    assert weight == pytest.approx(math.exp(0.7), rel=1e-4)
+    assert "correction/weight_mean" not in outcome.metrics
+
+
+def test_an_entropy_bonus_raises_the_entropy(build: Build, sequences: list[Sequence]) -> None:
+    neutral = [with_advantage(sequence, 0.0) for sequence in sequences]
+    _, learner = build(algorithm={"entropy_coefficient": 1.0})
+    first, second = (learner.train_step(step, neutral).metrics["entropy"] for step in (1, 2))
+    assert second > first + 1e-3
+
+
 @pytest.mark.parametrize("poison", ["advantage", "sampled_logprobs"])
 def test_a_loss_that_is_not_finite_raises_and_updates_nothing(
     build: Build, sequences: list[Sequence], poison: str
@@ -351,7 +395,7 @@ def test_a_batch_is_in_the_order_of_its_groups(tmp_path: Path) -> None:
     # Samples lie scattered, and a group that was not asked for between them.
     first = commit(store, "a", [episode(d, s) for s in (1, 0) for d in (0, 1, 2)])
     second = commit(store, "b", [episode(3, 1), episode(3, 0, reward=4.0)])
-    plain = AlgorithmConfig(scale_advantages=False)
+    plain = RunConfig.model_validate({"algorithm": {"scale_advantages": False}})
     batch = load_batch(store, request(4, (first, second), 3, 0, 2), plain)
     assert [(s.token_ids, s.advantage) for s in batch.sequences] == [
         ([5, 9, 30, 8, 9], 1.5),
@@ -365,7 +409,7 @@ def test_a_batch_is_in_the_order_of_its_groups(tmp_path: Path) -> None:
     assert [s.mask for s in batch.sequences[:2]] == [[True, True, True], [True, False, True]]
     assert batch.sequences[0].sampled_logprobs == [-0.5, -1.0, -1.0]
     assert batch.sequences[4].sampled_logprobs == [-0.5, -1.0, -0.75]
-    scaled = load_batch(store, request(4, (first, second), 3, 0, 2), AlgorithmConfig())
+    scaled = load_batch(store, request(4, (first, second), 3, 0, 2), RunConfig())
     size = 0.5**0.5
     wanted = [size, -size, -size, size, -size, size]
     assert [s.advantage for s in scaled.sequences] == pytest.approx(wanted, rel=1e-3)
@@ -385,10 +429,10 @@ def test_age_is_from_the_oldest_token_that_the_policy_wrote(tmp_path: Path) -> N
             episode(2, 1, token_policy_versions=[6, 6, 6]),
         ],
     )
-    batch = load_batch(store, request(7, (key,), 0, 1, 2), AlgorithmConfig())
+    batch = load_batch(store, request(7, (key,), 0, 1, 2), RunConfig())
     assert batch.age_max == 3
     assert batch.age_mean == pytest.approx(4 / 3)
-    batch = load_batch(store, request(7, (key,), 2), AlgorithmConfig())
+    batch = load_batch(store, request(7, (key,), 2), RunConfig())
     assert (batch.age_max, batch.age_mean) == (0, 0.0)
 
 
@@ -399,7 +443,7 @@ def test_metrics_of_a_batch_are_those_of_its_episodes(tmp_path: Path) -> None:
         episode(0, 0, reward=1.0, finish_reason="length"),
         episode(0, 1, reward=3.0, token_policy_versions=[3], **short),
     ]
-    batch = load_batch(store, request(4, (commit(store, "a", rows),), 0), AlgorithmConfig())
+    batch = load_batch(store, request(4, (commit(store, "a", rows),), 0), RunConfig())
     assert batch.metrics == {
         "completions/mean_length": 2.0,
         "completions/min_length": 1.0,
@@ -407,24 +451,43 @@ def test_metrics_of_a_batch_are_those_of_its_episodes(tmp_path: Path) -> None:
         "completions/clipped_ratio": 0.5,
         "trained_reward": 2.0,
         "trained_reward_std": pytest.approx(2**0.5),
+        "frac_groups_without_signal": 0.0,
     }
+
+
+def test_overlong_responses_lose_reward_before_they_are_compared(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    short = {"response_token_ids": [1], "logprobs": [-1.0], "mask": [True]}
+    rows = [
+        episode(0, 0, reward=1.0, token_policy_versions=[3], **short),
+        episode(0, 1, reward=2.0),
+    ]
+    key = commit(store, "a", rows)
+    config = RunConfig.model_validate(
+        {"algorithm": {"loss": "dr_grpo", "overlong_tokens": 2, "overlong_penalty": 3.0}, "sampling": {"max_tokens": 4}}
+    )  # fmt: skip
+    batch = load_batch(store, request(4, (key,), 0), config)
+    # Three of four tokens are half of the way into the last two.
+    assert [s.advantage for s in batch.sequences] == [0.25, -0.25]
+    assert batch.metrics["overlong_penalty"] == -0.75
+    assert batch.metrics["trained_reward"] == 1.5
 
 
 def test_a_batch_with_a_missing_or_torn_group_is_refused(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     rows = [episode(d, s) for d in (0, 1) for s in (0, 1)]
     key = commit(store, "a", [*rows, episode(2, 0)])
-    assert len(load_batch(store, request(4, (key,), 0, 1), AlgorithmConfig()).sequences) == 4
+    assert len(load_batch(store, request(4, (key,), 0, 1), RunConfig()).sequences) == 4
     for draws, sizes in (((0, 9), r"\[0, 2\]"), ((9,), r"\[0\]"), ((0, 2), r"\[1, 2\]")):
         with pytest.raises(ValueError, match=f"step 4: its groups have {sizes} samples"):
-            load_batch(store, request(4, (key,), *draws), AlgorithmConfig())
+            load_batch(store, request(4, (key,), *draws), RunConfig())
 
 
 def test_a_step_without_groups_has_an_empty_batch(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     key = commit(store, "a", [episode(0, 0), episode(0, 1)])
     for commits in ((), (key,)):
-        batch = load_batch(store, request(4, commits), AlgorithmConfig())
+        batch = load_batch(store, request(4, commits), RunConfig())
         assert (batch.sequences, batch.age_max, batch.age_mean) == ([], 0, 0.0)
 
 

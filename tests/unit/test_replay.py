@@ -356,13 +356,13 @@ def test_the_trainer_reads_the_scores_that_count(past_run: MakeRun) -> None:
         group_ids=batch.group_ids,
         score_set=batch.score_set,
     )
-    loaded = load_batch(past.store, request, RunConfig().algorithm)
+    loaded = load_batch(past.store, request, RunConfig())
     assert [sequence.advantage for sequence in loaded.sequences] == pytest.approx(
         [0.7071, -0.7071] * 2, abs=1e-3
     )
     assert loaded.metrics["trained_reward"] == 2.0
     assert (loaded.age_max, loaded.age_mean) == (None, None)
     own = TrainRequest(run_id="r1", step=1, commits=batch.commits, group_ids=batch.group_ids)
-    loaded = load_batch(past.store, own, RunConfig().algorithm)
+    loaded = load_batch(past.store, own, RunConfig())
     assert [sequence.advantage > 0 for sequence in loaded.sequences] == [False, True] * 2
     assert (loaded.age_max, loaded.age_mean) == (0, 0.0)

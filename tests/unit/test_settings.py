@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from forge_core.config import AlgorithmConfig, CorrectionConfig
 from forge_core.settings import list_presets, load_config
 
 
@@ -79,6 +81,48 @@ def test_values_of_set_are_read_as_their_field_needs() -> None:
     assert config.environment.params["note"] == "a=b"
 
 
+def test_a_loss_brings_its_numbers_and_those_given_win(tmp_path: Path) -> None:
+    def algorithm(*overrides: str, file: Path | None = None) -> AlgorithmConfig:
+        given = [f"algorithm.{each}" for each in overrides]
+        path = str(file) if file else None
+        return load_config(preset="tiny", file=path, overrides=given).algorithm
+
+    plain = algorithm()
+    assert (plain.loss, plain.clip_high, plain.scale_advantages) == ("dapo", 0.28, True)
+    assert AlgorithmConfig() == plain.model_copy(update={"minibatches": 1})
+    gspo = algorithm("loss=gspo")
+    assert (gspo.clip_low, gspo.clip_high, gspo.minibatches) == (3e-4, 4e-4, plain.minibatches)
+    assert algorithm("loss=gspo", "clip_low=0.1").clip_low == 0.1
+    assert algorithm("loss=rloo").scale_advantages is False
+    # Numbers of the loss below mean nothing to another.
+    file = tmp_path / "mine.toml"
+    file.write_text("[algorithm]\nclip_high = 0.9\nepochs = 3\n")
+    assert algorithm(file=file).clip_high == 0.9
+    other = algorithm("loss=grpo", file=file)
+    assert (other.clip_high, other.epochs) == (0.2, 3)
+
+
+def test_a_correction_brings_its_bounds() -> None:
+    def correction(**given: Any) -> tuple[Any, ...]:
+        made = CorrectionConfig(**given)
+        again = CorrectionConfig.model_validate(made.model_dump())
+        assert again == made
+        return made.weights, made.level, made.low, made.high
+
+    assert correction() == ("none", "token", None, None)
+    assert correction(anchor="proximal") == ("truncated", "token", None, 2.0)
+    assert correction(anchor="proximal", weights="none") == ("none", "token", None, None)
+    assert correction(weights="masked", level="sequence") == ("masked", "sequence", 0.5, 5.0)
+    assert correction(anchor="proximal", weights="masked", low=0.25)[2:] == (0.25, 5.0)
+
+
+def test_another_anchor_starts_its_bounds_afresh() -> None:
+    base = load_config(preset="tiny", file=None, overrides=["algorithm.correction.anchor=proximal"])
+    override = "algorithm.correction.anchor=sampled"
+    config = load_config(preset=None, file=None, overrides=[override], base=base.model_dump())
+    assert config.algorithm.correction == CorrectionConfig()
+
+
 def test_config_survives_json() -> None:
     config = load_config(preset="tiny", file=None, overrides=[])
     stored = json.loads(json.dumps(config.model_dump(mode="json")))
@@ -106,6 +150,16 @@ def test_unknown_preset_lists_the_presets() -> None:
         ("model.dtype=float16", ["model.dtype = 'float16'", "float32"]),
         ("model=3", ["model = 3", "table"]),
         ("steps.more=1", ["steps = {'more': 1}"]),
+        ("algorithm.loss=popo", ["algorithm.loss = 'popo'", "dapo"]),
+        (
+            "algorithm.correction.weights=truncated",
+            ["algorithm.correction.weights 'truncated'", "set anchor to 'proximal'"],
+        ),
+        ("algorithm.correction.high=3", ["algorithm.correction.high 3.0", "leave it out"]),
+        (
+            "algorithm.overlong_tokens=17",
+            ["algorithm.overlong_tokens 17", "sampling.max_tokens 16"],
+        ),
         ("sampling.top_p=0.5", ["sampling.top_p 0.5", "set it to 1.0"]),
         ("trainer.ranks=3", ["trainer.ranks 3", "groups_per_step", "multiple"]),
         ("model.tiny.num_heads=3", ["model.tiny.hidden_size 128", "num_heads 3"]),
