@@ -60,6 +60,11 @@ def profiles_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}profiles/"
 
 
+def nonfinite_folder(run_id: str) -> str:
+    """Where batches lie that could not be trained on."""
+    return f"{run_folder(run_id)}nonfinite/"
+
+
 def incarnations_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}incarnations/"
 

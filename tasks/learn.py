@@ -54,6 +54,10 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
             "train", request, timeout_seconds=run.config.timeouts.stage_seconds
         )
     )[0]
+    if reply.nonfinite is not None:
+        raise BoundExceeded(
+            f"step {batch.step}: {reply.nonfinite}; nothing was updated, and the batch is kept as {reply.batch_key}"
+        )
     _check_on_policy(run, reply)
     metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
     metrics["train/seconds"] = reply.seconds

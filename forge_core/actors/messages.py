@@ -157,7 +157,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply:
-    """What a step did."""
+    """What a step did, or why it was not done."""
 
     step: int
     """The step."""
@@ -175,6 +175,10 @@ class TrainReply:
     """Time in the trainer."""
     intervals: tuple[Interval, ...]
     """Rank 0's time since it last told."""
+    nonfinite: str | None = None
+    """What of loss or gradient was not finite, in words; the step is not completed then, and nothing has changed."""
+    batch_key: str | None = None
+    """Where its batch is kept in the store in that case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

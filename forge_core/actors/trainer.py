@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ from forge_core.actors.messages import (
 )
 from forge_core.algorithms import warm_start
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
-from forge_core.algorithms.data import load_batch
+from forge_core.algorithms.data import Batch, load_batch
+from forge_core.algorithms.nonfinite import batch_file
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
@@ -39,6 +41,7 @@ from forge_core.sharding import join_group, load_weights, reshard, shard_model
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
+from storage import layout
 from storage.objects import open_store
 
 T = TypeVar("T")
@@ -168,7 +171,8 @@ class Trainer(Actor):
     async def train(self, request: TrainRequest) -> TrainReply:
         """Train one step. Asked for the step it has just completed, it answers again without training twice.
 
-        Raises ValueError for any other step than the next, and RuntimeError if a loss or gradient is not finite.
+        With a loss or gradient that is not finite the step is not completed: nothing has changed, the batch is kept
+        as a file, and the step may be asked for with another one. Raises ValueError for any other step than the next.
         """
         if self._last_reply and request.step == self._step:
             return dataclasses.replace(self._last_reply, intervals=tuple(self._timeline.drain()))
@@ -181,19 +185,42 @@ class Trainer(Actor):
             started = time.monotonic()
             batch = self._agreed(lambda: load_batch(self._store, request, self._config))
             outcome = self._learner.train_step(request.step, batch.sequences)
-            digest = self._gather(policy_version=request.step).digest
-        self._step = request.step
-        self._last_reply = TrainReply(
+            if outcome.nonfinite is None:
+                self._gather(policy_version=request.step)
+        assert self._weights is not None, "a step follows warm_start or restore"
+        reply = TrainReply(
             step=request.step,
-            weights_digest=digest,
+            weights_digest=self._weights[0].digest,
             optimizer_updates=outcome.optimizer_updates,
             age_max=batch.age_max,
             age_mean=batch.age_mean,
             metrics={**batch.metrics, **outcome.metrics},
             seconds=time.monotonic() - started,
             intervals=tuple(self._timeline.drain()),
+            nonfinite=outcome.nonfinite,
         )
-        return self._last_reply
+        if outcome.nonfinite is not None:
+            return dataclasses.replace(reply, batch_key=self._keep_batch(request, batch, reply))
+        self._step, self._last_reply = request.step, reply
+        return reply
+
+    def _keep_batch(self, request: TrainRequest, batch: Batch, reply: TrainReply) -> str:
+        """Put a batch that could not be trained on into the store, for people; its key. Only rank 0 writes."""
+        told = {
+            "run_id": request.run_id,
+            "step": str(request.step),
+            "cause": reply.nonfinite or "",
+            "weights_digest": reply.weights_digest,
+            "group_ids": " ".join(request.group_ids),
+        }
+        data = batch_file(batch.sequences, told)
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = (
+            f"{layout.nonfinite_folder(request.run_id)}{request.step:08d}-{sha256[:12]}.safetensors"
+        )
+        if self._rank == 0:
+            self._store.put_if_absent(key, data)
+        return key
 
     def _gather(self, policy_version: int) -> Manifest:
         """Assemble the full weights on every rank and lay them out; kept until the next step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.metrics import Largest, Mean, Metrics, StepMetrics
 from forge_core.algorithms.primitives import drift
 from forge_core.algorithms.ratios import Ratios
+from forge_core.algorithms.rollback import Rollback
 from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.config import RunConfig
 from forge_core.sharding import reshard
@@ -40,6 +42,12 @@ class Outcome:
     """Optimizer updates made."""
     metrics: dict[str, float]
     """Means over the step's tokens, and norms."""
+    nonfinite: str | None = None
+    """What of the loss or its gradient was not finite, in words; nothing has changed then."""
+
+
+class NotFinite(RuntimeError):
+    """A minibatch whose loss or gradient is not finite; no update was made of it."""
 
 
 class Learner:
@@ -88,11 +96,16 @@ class Learner:
             loss = -(scored.logprobs_BT * batch.mask_BT).sum() / num_tokens
             (loss * self._ranks).backward()
             total += float(loss.detach())
-        self._update()
-        return self._over_ranks([total])[0]
+        (total,) = self._over_ranks([total])
+        self._update(total)
+        return total
 
     def train_step(self, step: int, sequences: list[Sequence]) -> Outcome:
-        """All epochs and minibatches of a step (from 1) on a batch; an empty batch changes nothing."""
+        """All epochs and minibatches of a step (from 1) on a batch.
+
+        An empty batch changes nothing, nor does one with a loss or gradient that is not finite, whatever updates were
+        made before it was met.
+        """
         if not sequences:
             return Outcome(optimizer_updates=0, metrics={})
         learning_rate = self._learning_rate(step)
@@ -100,13 +113,23 @@ class Learner:
         algorithm = self._config.algorithm
         minibatches = [sequences[i :: algorithm.minibatches] for i in range(algorithm.minibatches)]
         minibatches = [minibatch for minibatch in minibatches if minibatch]
-        metrics, ratios, gradient_norms = StepMetrics(), Ratios(self._device), []
+        updates = algorithm.epochs * len(minibatches)
+        metrics, ratios = StepMetrics(), Ratios(self._device)
+        gradient_norms: list[float] = []
+        # Before a single update nothing can have changed.
+        before = Rollback(self._model, self._optimizer) if updates > 1 else None
         proximal = self._proximal(minibatches)
-        for epoch in range(algorithm.epochs):
-            for index, minibatch in enumerate(minibatches):
-                is_first = epoch == 0 and index == 0
-                self._accumulate(minibatch, index, proximal, metrics, ratios, is_first=is_first)
-                gradient_norms.append(self._update())
+        try:
+            for index, minibatch in list(enumerate(minibatches)) * algorithm.epochs:
+                loss = self._accumulate(
+                    minibatch, index, proximal, metrics, ratios, is_first=not gradient_norms
+                )
+                gradient_norms.append(self._update(loss))
+        except NotFinite as error:
+            if before is not None:
+                before.undo()
+            where = f"update {len(gradient_norms) + 1} of {updates}"
+            return Outcome(optimizer_updates=0, metrics={}, nonfinite=f"{error} at {where}")
         return Outcome(
             optimizer_updates=len(gradient_norms),
             metrics={
@@ -142,11 +165,12 @@ class Learner:
         ratios: Ratios,
         *,
         is_first: bool,
-    ) -> None:
-        """The gradient of a minibatch, by micro-batches. Before the first update the policy is the proximal one."""
+    ) -> float:
+        """The gradient of a minibatch, by micro-batches; its loss. Before the first update the policy is proximal."""
         num_tokens, num_sequences = _count(minibatch), _count_sequences(minibatch)
         has_anchor = self._config.algorithm.correction.anchor == "proximal"
         fault: ValueError | None = None
+        loss = 0.0
         for place, batch in enumerate(self._micro_batches(minibatch)):
             scored = self._token_logprobs(batch)
             if has_anchor:
@@ -170,12 +194,16 @@ class Learner:
                 part = LossShare(loss=scored.logprobs_BT.sum() * 0.0, metrics={})
             # FSDP averages gradients over ranks; shares of one sum have to be added.
             (part.loss * self._ranks).backward()
+            loss += float(part.loss.detach())
             ratios.add(tokens.logprobs_BT, tokens.sampled_logprobs_BT, tokens.mask_BT)
             metrics.add({**part.metrics, **_told(tokens, part)})
             if is_first:
                 metrics.add(_largest_gap(tokens))
-        if self._custom_loss is not None:
-            self._raise_together(fault)
+        loss, num_faults = self._over_ranks([loss, float(fault is not None)])
+        if num_faults:
+            self._optimizer.zero_grad()
+            raise fault or ValueError("the loss failed on another rank of the trainer")
+        return loss
 
     def _token_logprobs(self, batch: MicroBatch) -> TokenLogprobs:
         return token_logprobs(
@@ -191,12 +219,6 @@ class Learner:
         algorithm = self._config.algorithm
         return LOSSES[algorithm.loss](tokens, algorithm)
 
-    def _raise_together(self, fault: ValueError | None) -> None:
-        (num_faults,) = self._over_ranks([float(fault is not None)])
-        if num_faults:
-            self._optimizer.zero_grad()
-            raise fault or ValueError("the loss failed on another rank of the trainer")
-
     def _micro_batches(self, sequences: list[Sequence]) -> Iterable[Any]:
         limit = self._config.trainer.micro_batch_tokens
         shares = [share(sequences, rank, self._ranks) for rank in range(self._ranks)]
@@ -204,15 +226,16 @@ class Learner:
         for run in split(shares[self._rank], limit, pieces):
             yield collate(run, self._pad_id, self._device)
 
-    def _update(self) -> float:
+    def _update(self, loss: float) -> float:
+        """Update with the gradient of a loss; the gradient's norm. Raises NotFinite, on all ranks alike."""
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._config.optimizer.max_gradient_norm
         )
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not torch.isfinite(norm):
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
             self._optimizer.zero_grad()
-            of = f" of loss {self._config.loss!r}" if self._config.loss else ""
-            raise RuntimeError(f"the gradient's norm{of} is {float(norm)}; nothing was updated")
+            of = f" of {self._config.loss!r}" if self._config.loss else ""
+            raise NotFinite(f"the loss{of} is {loss:g} and its gradient's norm {float(norm):g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +22,7 @@ from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
 from forge_core.algorithms.data import load_batch
 from forge_core.algorithms.losses import LOSSES
+from forge_core.algorithms.nonfinite import batch_file
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
@@ -271,23 +273,32 @@ def test_an_entropy_bonus_raises_the_entropy(build: Build, sequences: list[Seque
     assert second > first + 1e-3
 
 
+@pytest.mark.parametrize("repeats", [{"minibatches": 1}, {"minibatches": 3}])
 @pytest.mark.parametrize("poison", ["advantage", "sampled_logprobs"])
-def test_a_loss_that_is_not_finite_raises_and_updates_nothing(
-    build: Build, sequences: list[Sequence], poison: str
+def test_a_loss_that_is_not_finite_is_told_and_changes_nothing(
+    build: Build, sequences: list[Sequence], poison: str, repeats: dict[str, int]
 ) -> None:
-    model, learner = build()
-    before = weights(model)
-    value: Any = float("nan") if poison == "advantage" else [float("-inf")] * len(sequences[3].mask)
-    bad = [*sequences[:3], dataclasses.replace(sequences[3], **{poison: value}), *sequences[4:]]
-    with pytest.raises(RuntimeError, match="nothing was updated"):
-        learner.train_step(1, bad)
-    assert_bits_equal(weights(model), before)
-    assert learner.full_state()[0] == {}
-    # Nor does the bad gradient linger: what comes next is what it would have been.
-    learner.train_step(1, sequences)
-    clean, other = build()
-    other.train_step(1, sequences)
-    assert_bits_equal(weights(model), weights(clean))
+    """Whether nothing was learned before, or something; and at an update after others."""
+    value: Any = float("nan") if poison == "advantage" else [float("-inf")] * len(sequences[5].mask)
+    bad = [*sequences[:5], dataclasses.replace(sequences[5], **{poison: value})]
+    for steps_before in (0, 1):
+        model, learner = build(algorithm=repeats)
+        clean, other = build(algorithm=repeats)
+        for _ in range(steps_before):
+            learner.train_step(1, sequences)
+            other.train_step(1, sequences)
+        outcome = learner.train_step(2, bad)
+        assert outcome.nonfinite is not None
+        last = repeats["minibatches"]
+        assert outcome.nonfinite.endswith(f"at update {last} of {last}")
+        assert "nan" in outcome.nonfinite or "inf" in outcome.nonfinite
+        assert (outcome.optimizer_updates, outcome.metrics) == (0, {})
+        assert_bits_equal(weights(model), weights(clean))
+        assert_bits_equal(learner.full_state()[0], other.full_state()[0])
+        # Nor does the bad gradient linger: what comes next is what it would have been.
+        assert learner.train_step(2, sequences).nonfinite is None
+        other.train_step(2, sequences)
+        assert_bits_equal(weights(model), weights(clean))
 
 
 def test_the_learning_rate_rises_and_falls(build: Build, sequences: list[Sequence]) -> None:
@@ -512,3 +523,18 @@ def test_state_that_was_loaded_goes_on_to_the_same_bits(
     assert_bits_equal(restored.full_state()[0], state)
     restored.train_step(3, sequences)
     assert_bits_equal(weights(again), wanted)
+
+
+def test_a_batch_that_was_kept_tells_what_it_was(sequences: list[Sequence]) -> None:
+    data = batch_file(sequences, {"cause": "the loss is nan"})
+    found = load(data)
+    assert found["lengths"].tolist() == [len(s.token_ids) for s in sequences]
+    ends = found["lengths"].cumsum(0).tolist()
+    for row, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        sequence, prompt = sequences[row], int(found["prompt_lengths"][row])
+        assert found["token_ids"][start:end].tolist() == sequence.token_ids
+        assert found["mask"][start:end].tolist() == [False] * prompt + sequence.mask
+        recorded = torch.tensor(sequence.sampled_logprobs)
+        assert torch.equal(found["sampled_logprobs"][start + prompt : end], recorded)
+        assert float(found["advantages"][row]) == sequence.advantage
+    assert b"the loss is nan" in data
