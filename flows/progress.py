@@ -88,6 +88,8 @@ class LiveProgress:
             )
         elif isinstance(fact, facts.Retry):
             self._line(f"retry of {fact.stage} (attempt {fact.attempt}): {fact.cause[:200]}")
+        elif isinstance(fact, facts.Restarted):
+            self._line(f"{fact.mesh} serves again after {fact.seconds:.1f} s: {fact.cause[:200]}")
 
     def _show_step(self, fact: facts.Step) -> None:
         reward = fact.metrics.get("reward")

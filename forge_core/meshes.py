@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_core.config import RunConfig
+from forge_core.mesh import Mesh
 from forge_core.placement import Role, place
 from forge_core.processes import Processes
 
@@ -64,48 +65,6 @@ _PROCESS_ENVIRONMENT = {
 _FORGET_TIMEOUT_SECONDS = 1.0
 
 
-class MeshCall(RuntimeError):
-    """A call to a mesh that failed for a reason of the infrastructure: dead process, or no answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mesh:
-    """Actors of one kind on processes of their own."""
-
-    name: str
-    """Name in logs."""
-    actors: Any
-    """Monarch actor mesh."""
-
-    async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
-        """Call an endpoint on every actor; answers in rank order.
-
-        Raises what the endpoint raised (once all ranks have answered: the error of the lowest rank that failed), or
-        MeshCall if an actor is dead or does not answer in time.
-        """
-        from monarch.actor import ActorError
-
-        try:
-            # Not `wait_for`, which on Python 3.11 can swallow a cancellation.
-            async with asyncio.timeout(timeout_seconds):
-                answers = await getattr(self.actors, endpoint).call(*args)
-        except ActorError as error:
-            cause = error.exception
-            cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
-            raise cause from None
-        except TimeoutError:
-            raise MeshCall(
-                f"mesh {self.name} did not answer {endpoint} within {timeout_seconds:g} s"
-            ) from None
-        except RuntimeError as error:  # Monarch's SupervisionError is not exported
-            raise MeshCall(
-                f"mesh {self.name} failed during {endpoint}: {_first_line(error)}"
-            ) from error
-        return list(answers.values())
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +77,8 @@ class Meshes:
     """All ranks, if there are any."""
     opened_verifier: Mesh | None
     """The verifier, if there is one."""
+    opened_weights: Mesh | None = None
+    """The weight store, if there is one."""
 
     @property
     def trainer(self) -> Mesh:
@@ -130,10 +91,30 @@ class Meshes:
         return _opened("verifier", self.opened_verifier)
 
     @property
+    def weights(self) -> Mesh:
+        """The weight store."""
+        return _opened("weights", self.opened_weights)
+
+    @property
+    def store_name(self) -> str:
+        """What the trainer calls the weight store, which changes when it is opened anew."""
+        return weight_store_name(self.weights.openings)
+
+    @property
     def all(self) -> tuple[Mesh, ...]:
         """Every mesh that logs intervals."""
         others = (self.opened_trainer, self.opened_verifier)
         return (*self.generators, *(mesh for mesh in others if mesh is not None))
+
+    @property
+    def watched(self) -> tuple[Mesh, ...]:
+        """Every mesh."""
+        return (*self.all, self.opened_weights) if self.opened_weights else self.all
+
+
+def weight_store_name(opening: int) -> str:
+    """Name of the TorchStore that is on the weight store's processes when they are opened for the n-th time."""
+    return f"weights-{opening}"
 
 
 def _opened(name: str, mesh: Mesh | None) -> Mesh:
@@ -171,33 +152,26 @@ async def open_meshes(
 
     # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
     monarch.actor.unhandled_fault_hook = _log_fault
-    startup = config.timeouts.startup_seconds
-    owned = Processes(config.shutdown.grace_seconds, startup)
-    has_store = False
+    owned = Processes(config.shutdown.grace_seconds, config.timeouts.startup_seconds)
+    meshes = _declare(owned, config, store_uri, workdir, roles)
     try:
-        meshes = await _spawn(owned, config, store_uri, workdir, started_at, roles)
-        if "weights" in roles:
-            volume = await owned.start("weights", 1, _cpu(1))
-            has_store = True
-            await weight_store.start(volume, timeout_seconds=startup)
+        # All at the same time.
+        await asyncio.gather(*(mesh.open(started_at) for mesh in meshes.watched))
         yield meshes
     finally:
         try:
-            if has_store:
-                await weight_store.forget(timeout_seconds=_FORGET_TIMEOUT_SECONDS)
+            if meshes.opened_weights is not None and meshes.weights.openings:
+                await weight_store.forget(
+                    meshes.store_name, timeout_seconds=_FORGET_TIMEOUT_SECONDS
+                )
         finally:
             await owned.stop()
 
 
-async def _spawn(
-    owned: Processes,
-    config: RunConfig,
-    store_uri: str,
-    workdir: Path,
-    started_at: float,
-    roles: frozenset[Role],
+def _declare(
+    owned: Processes, config: RunConfig, store_uri: str, workdir: Path, roles: frozenset[Role]
 ) -> Meshes:
-    """All processes and their actors, at the same time."""
+    """The meshes of some roles, none of them open yet."""
     from forge_core.actors.generator import Generator
     from forge_core.actors.trainer import Trainer
     from forge_core.actors.verifier import Verifier
@@ -205,37 +179,58 @@ async def _spawn(
     placement = place(config, roles)
     base = (config, store_uri)
 
-    async def spawn(name: str, actor: Any, *args: Any, environment: Any, procs: int = 1) -> Mesh:
-        processes = await owned.start(name, procs, environment)
-        return Mesh(name, processes.spawn(name, actor, *args, started_at))
+    def generator(replica: int, gpus: Sequence[int]) -> Mesh:
+        name = f"generator-{replica}"
 
-    async def generators() -> list[Mesh]:
-        return await asyncio.gather(
-            *(
-                spawn(f"generator-{i}", Generator, i, *base, environment=_generator(config, gpus))
-                for i, gpus in enumerate(placement.generators)
-            )
+        async def spawn(started_at: float) -> Any:
+            processes = await owned.start(name, 1, _generator(config, gpus))
+            return processes.spawn(name, Generator, replica, *base, started_at)
+
+        return Mesh(name, "generators", owned, spawn)
+
+    async def spawn_trainer(started_at: float) -> Any:
+        processes = await owned.start(
+            "trainer", config.trainer.ranks, _trainer(config, placement.trainer)
         )
+        # A group that has lost a rank cannot be joined again.
+        rendezvous = str(workdir / f"trainer-rendezvous-{trainer.openings}")
+        return processes.spawn("trainer", Trainer, *base, rendezvous, started_at)
 
-    async def trainer() -> Mesh | None:
-        if "trainer" not in roles:
-            return None
-        return await spawn(
-            "trainer",
-            Trainer,
-            *base,
-            str(workdir / "trainer-rendezvous"),
-            environment=_trainer(config, placement.trainer),
-            procs=config.trainer.ranks,
+    async def spawn_verifier(started_at: float) -> Any:
+        processes = await owned.start("verifier", 1, _cpu(1))
+        return processes.spawn("verifier", Verifier, *base, started_at)
+
+    async def spawn_weights(_: float) -> Any:
+        return await _start_weight_store(owned, weights.openings, config)
+
+    trainer = Mesh("trainer", "trainer", owned, spawn_trainer)
+    weights = Mesh("weights", "weights", owned, spawn_weights)
+    return Meshes(
+        generators=tuple(
+            generator(i, gpus)
+            for i, gpus in enumerate(placement.generators)
+            if "generators" in roles
+        ),
+        opened_trainer=trainer if "trainer" in roles else None,
+        opened_verifier=Mesh("verifier", "verifier", owned, spawn_verifier)
+        if "verifier" in roles
+        else None,
+        opened_weights=weights if "weights" in roles else None,
+    )
+
+
+async def _start_weight_store(owned: Processes, opening: int, config: RunConfig) -> None:
+    """A store on processes of its own; the one before it is given up."""
+    from forge_core.weights import store as weight_store
+
+    if opening > 1:
+        await weight_store.forget(
+            weight_store_name(opening - 1), timeout_seconds=_FORGET_TIMEOUT_SECONDS
         )
-
-    async def verifier() -> Mesh | None:
-        if "verifier" not in roles:
-            return None
-        return await spawn("verifier", Verifier, *base, environment=_cpu(1))
-
-    opened = await asyncio.gather(generators(), trainer(), verifier())
-    return Meshes(generators=tuple(opened[0]), opened_trainer=opened[1], opened_verifier=opened[2])
+    volume = await owned.start("weights", 1, _cpu(1))
+    await weight_store.start(
+        volume, weight_store_name(opening), timeout_seconds=config.timeouts.startup_seconds
+    )
 
 
 def _log_fault(failure: Any) -> None:

@@ -130,6 +130,11 @@ class Processes:
         """A mesh that was started."""
         return self._meshes[name]
 
+    async def end(self, name: str) -> None:
+        """Kill a mesh, so that another may take its name; harmless if there is none."""
+        if (mesh := self._meshes.pop(name, None)) is not None:
+            await mesh.kill()
+
     async def stop(self) -> None:
         """Stop every mesh, whatever state it is in."""
         await asyncio.gather(*(mesh.stop(self._grace_seconds) for mesh in self._meshes.values()))

@@ -340,6 +340,24 @@ class Retry(Record):
     """Time that the lost attempt cost, in seconds."""
 
 
+class Restarted(Record):
+    """Processes of a mesh died or hung, and new ones have taken their place."""
+
+    kind: Literal["restarted"] = "restarted"
+    mesh: str
+    """Name of the mesh."""
+    cause: str
+    """What became of the processes before, in words."""
+    restarts: PositiveInt
+    """How often this mesh has been started again in this incarnation."""
+    failed_at: float
+    """Unix seconds at which the failure was noticed."""
+    started_at: float
+    """Unix seconds at which the clock of the new processes begins."""
+    seconds: float
+    """From the noticing until the mesh served again, in seconds."""
+
+
 class Interval(Record):
     """What a mesh did for a while."""
 
@@ -400,6 +418,7 @@ Fact = (
     | Checkpoint
     | Pruned
     | Retry
+    | Restarted
     | Intervals
     | End
     | Sealed

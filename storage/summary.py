@@ -86,6 +86,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "age": _ages(ledger),
         "parity": _parity(ledger),
         "retries": len(ledger.retries),
+        "restarts": len(ledger.restarts),
         "seconds": _seconds(ledger),
     }
 
@@ -168,8 +169,8 @@ def _parity(ledger: Ledger) -> dict[str, float | None]:
 def _seconds(ledger: Ledger) -> dict[str, Any]:
     """Where the time went.
 
-    Of each mesh: seconds by kind; `lost`, what it did before its controller died and could not tell any more; and what
-    is neither down, lost nor in an interval.
+    Of each mesh: seconds by kind; `lost`, what it did before it or its controller died and could not tell any more; and
+    what is neither down, lost nor in an interval.
     """
     total, down = ledger.total_seconds, ledger.down_seconds
     meshes = {}
@@ -180,7 +181,8 @@ def _seconds(ledger: Ledger) -> dict[str, Any]:
             for kind in kinds
         }
         covered = math.fsum(each.end - each.start for each in intervals)
-        if lost := _lost_seconds(ledger, intervals):
+        lost = _lost_seconds(ledger, intervals) + _lost_with_processes(ledger, mesh, intervals)
+        if lost:
             seconds["lost"] = lost
         meshes[mesh] = {**seconds, "unaccounted": max(0.0, total - down - lost - covered)}
     return {
@@ -200,6 +202,16 @@ def _lost_seconds(ledger: Ledger, intervals: list[Interval]) -> float:
             continue
         told = [i.end for i in intervals if claimed_at <= i.end <= claims[number + 1]]
         lost.append(max(0.0, ledger.last_seen(number) - max(told, default=claimed_at)))
+    return math.fsum(lost)
+
+
+def _lost_with_processes(ledger: Ledger, mesh: str, intervals: list[Interval]) -> float:
+    """What a mesh did between what it told last and the begin of the processes that took its place."""
+    lost = []
+    for fact in ledger.restarts:
+        if fact.mesh == mesh:
+            told = [i.end for i in intervals if i.end <= fact.started_at]
+            lost.append(fact.started_at - max(told, default=fact.started_at))
     return math.fsum(lost)
 
 

@@ -2,7 +2,9 @@
 
     restored at step c ──▶ steps c + 1 to s again, in order ──▶ draws, step s + 1
 
-s is the last step that the log had. What the ledger sees of order it reports itself.
+s is the last step that the log had. Where only the trainer was started again, within an incarnation, generators go on
+and draws are admitted as before: what steps are owed is in batches already, so that no slot comes back too early. What
+the ledger sees of order it reports itself.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +13,14 @@ from dataclasses import dataclass, field
 from storage import facts, layout
 from storage.ledger import Problem
 
-_Once = facts.Generated | facts.Committed | facts.Published | facts.Evaluated | facts.Retry
+_Once = (
+    facts.Generated
+    | facts.Committed
+    | facts.Published
+    | facts.Evaluated
+    | facts.Retry
+    | facts.Restarted
+)
 """Facts that name a part or a measured time, so that no two are alike."""
 
 
@@ -49,6 +58,10 @@ class _Order:
     trained: set[int] = field(default_factory=set)
     owed: set[int] = field(default_factory=set)
     """Steps to be trained again before anything new."""
+    may_admit: bool = True
+    """Whether draws may be admitted while steps are owed: only the trainer was started again."""
+    has_begun: bool = False
+    """Whether the incarnation's trainer has had weights."""
     warm_digests: set[str] = field(default_factory=set)
     diverged: set[int | None] = field(default_factory=set)
     checkpoints: set[int] = field(default_factory=set)
@@ -65,7 +78,7 @@ class _Order:
     def enter(self, incarnation: int) -> None:
         """The entries that follow are this incarnation's."""
         if incarnation != self.incarnation:
-            self.incarnation, self.has_weights = incarnation, False
+            self.incarnation, self.has_weights, self.has_begun = incarnation, False, False
 
     def take(self, fact: facts.Fact, key: str) -> Iterator[Problem]:
         """The next fact, of the entry with this key."""
@@ -101,6 +114,8 @@ class _Order:
         if isinstance(fact, facts.Admitted):
             self.pending.update(draw.group_id for draw in fact.draws)
             self.most_pending = max(self.most_pending, len(self.pending))
+        if self.may_admit:
+            return
         for draw in fact.draws:
             yield from self._owing(f"group {draw.group_id} was admitted", draw.group_id)
 
@@ -127,6 +142,7 @@ class _Order:
         if fact.step not in self.trained:
             yield from self._owing(f"{name} was trained", name)
         self.owed.discard(fact.step)
+        self.has_begun = True
         self.trained.add(fact.step)
         self.current_step = fact.step
         self.pending.difference_update(fact.group_ids)
@@ -147,6 +163,7 @@ class _Order:
             self.warm_digests.add(fact.weights_digest)
         self.owed = {trained for trained in self.trained if trained > step}
         self.current_step = step
+        self.may_admit, self.has_begun = self.has_begun, True
         self.has_weights = True
 
     def _prune(self, fact: facts.Pruned) -> Iterator[Problem]:

@@ -3,53 +3,131 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
-from typing import TypeVar
 
-from forge_core.actors.messages import GenerateReply, LoadReply, ScoreReply, ScoreRequest
+from forge_core.actors.messages import (
+    GenerateReply,
+    GenerateRequest,
+    LoadReply,
+    ScoreReply,
+    ScoreRequest,
+)
+from forge_core.mesh import Mesh, MeshCall
 from storage import facts, layout
 from storage.records import PartRef
 from tasks.run import ActiveRun
 
-R = TypeVar("R", GenerateReply, LoadReply)
-
-
 async def on_replicas(
     run: ActiveRun,
     endpoint: str,
-    arguments: dict[int, tuple[object, ...]],
-    reply_type: type[R],
+    requests: dict[int, GenerateRequest],
     *,
     timeout_seconds: float,
-) -> list[R]:
-    """Call an endpoint of each named replica, all at once; answers in the order of `arguments`.
+) -> list[GenerateReply]:
+    """Have each replica do its request, all at once; replies in the order of `requests`.
 
-    Waits for all of them, whoever fails: a retry would meet replicas that still work. Raises the first failure.
+    A replica that fails meanwhile costs its own request alone, which another replica or its successor does from the
+    begin: requests are seeded and each is alone in its engine, so that whoever does one gives the same tokens. Waits
+    for all of them, whoever fails: a retry would meet replicas that still work. Raises the first failure.
     """
     answers = await asyncio.gather(
         *(
-            run.meshes.generators[replica].call(endpoint, *given, timeout_seconds=timeout_seconds)
-            for replica, given in arguments.items()
+            _on_replica(run, replica, endpoint, request, timeout_seconds)
+            for replica, request in requests.items()
         ),
         return_exceptions=True,
     )
-    replies: dict[int, R] = {}
-    failures = []
-    for replica, answer in zip(arguments, answers, strict=True):
-        if isinstance(answer, BaseException):
-            failures.append(answer)
-        else:
-            replies[replica] = answer[0]
-    if replies:
-        run.append(
-            *(
-                run.intervals(run.meshes.generators[replica].name, reply.intervals)
-                for replica, reply in replies.items()
-            )
-        )
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
     if failures:
         raise failures[0]
-    return list(replies.values())
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def _on_replica(
+    run: ActiveRun, replica: int, endpoint: str, request: GenerateRequest, timeout_seconds: float
+) -> GenerateReply:
+    while True:
+        mesh = await _serving(run, replica)
+        try:
+            answers: list[GenerateReply] = await mesh.call(
+                endpoint, request, timeout_seconds=timeout_seconds
+            )
+        except MeshCall:
+            if mesh.failure is None or run.recovery is None:
+                raise
+            run.recovery.begin(mesh)
+            request = dataclasses.replace(request, attempt=request.attempt + 1)
+            continue
+        run.append(run.intervals(mesh.name, answers[0].intervals))
+        return answers[0]
+
+
+async def _serving(run: ActiveRun, replica: int) -> Mesh:
+    """The replica, or the one that stands in for it if the config has others do so; waits while there is none."""
+    meshes, recovery = run.meshes.generators, run.recovery
+    mesh = meshes[replica]
+    if mesh.failure is None or recovery is None:
+        return mesh
+    recovery.refuse(mesh)
+    if recovery.policy(mesh) == "route_around":
+        others = [other for other in meshes if other.failure is None]
+        if others:
+            return others[replica % len(others)]
+    await _revived(run, mesh)
+    return mesh
+
+
+async def _revived(run: ActiveRun, mesh: Mesh) -> None:
+    """Wait until a generator serves again. Raises MeshCall if that takes longer than a start may."""
+    assert run.recovery is not None
+    seconds = run.config.timeouts.startup_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            await run.recovery.revive(mesh)
+    except TimeoutError:
+        raise MeshCall(f"mesh {mesh.name} did not serve again within {seconds:g} s") from None
+
+
+async def load_on_all(run: ActiveRun) -> list[LoadReply]:
+    """Have every generator load the newest weights. One that has failed loads them before it serves again.
+
+    If others can stand in for it, it is not waited for. Raises what loading raised, once all others are done.
+    """
+    run.loads.clear()
+    answers = await asyncio.gather(
+        *(_load(run, replica) for replica in range(len(run.meshes.generators))),
+        return_exceptions=True,
+    )
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    if failures:
+        raise failures[0]
+    if not run.loads:
+        await _revived(run, run.meshes.generators[0])
+    return [run.loads[replica] for replica in sorted(run.loads)]
+
+
+async def _load(run: ActiveRun, replica: int) -> None:
+    mesh, recovery = run.meshes.generators[replica], run.recovery
+    assert run.put is not None
+    if mesh.failure is None:
+        try:
+            answers: list[LoadReply] = await mesh.call(
+                "load_version",
+                run.put.manifest,
+                run.probe,
+                timeout_seconds=run.config.timeouts.call_seconds,
+            )
+        except MeshCall:
+            if mesh.failure is None or recovery is None:
+                raise
+            recovery.begin(mesh)
+        else:
+            run.append(run.intervals(mesh.name, answers[0].intervals))
+            run.loads[replica] = answers[0]
+            return
+    if recovery is not None and recovery.policy(mesh) != "route_around":
+        await _revived(run, mesh)
 
 
 async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from forge_core.actors.messages import DrawnPrompt, GenerateReply, GenerateRequest, StoredPart
+from forge_core.actors.messages import DrawnPrompt, GenerateRequest, StoredPart
 from storage import facts, layout
 from storage.ledger import GroupState
 from tasks.batches import choose_batch
@@ -55,8 +55,7 @@ async def _sample(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> Non
     replies = await on_replicas(
         run,
         "generate",
-        {replica: (request,) for replica, request in requests.items()},
-        GenerateReply,
+        requests,
         timeout_seconds=config.timeouts.stage_seconds,
     )
     new: list[facts.Fact] = []

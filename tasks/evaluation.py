@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from forge_core.actors.messages import (
     DrawnPrompt,
-    GenerateReply,
     GenerateRequest,
     ScoreReply,
     ScoreRequest,
@@ -45,8 +44,7 @@ async def evaluate(name: str, policy_version: int) -> None:
     replies = await on_replicas(
         run,
         "evaluate",
-        {replica: (request,) for replica, request in requests.items()},
-        GenerateReply,
+        requests,
         timeout_seconds=run.config.timeouts.stage_seconds,
     )
     scored: list[ScoreReply] = []

@@ -13,7 +13,7 @@ from forge_core.actors.messages import (
     TrainRequest,
 )
 from storage import facts
-from tasks.calls import on_replicas
+from tasks.calls import load_on_all
 from tasks.checkpoints import settle_checkpoint
 from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
@@ -106,13 +106,7 @@ async def publish(policy_version: int) -> None:
     """
     run = current()
     put = await put_weights(run, policy_version)
-    loaded = await on_replicas(
-        run,
-        "load_version",
-        {replica: (put.manifest, run.probe) for replica in range(len(run.meshes.generators))},
-        LoadReply,
-        timeout_seconds=run.config.timeouts.call_seconds,
-    )
+    loaded = await load_on_all(run)
     published = published_fact(put, loaded)
     run.append(published)
     check_parity(run, published)
@@ -123,14 +117,25 @@ async def put_weights(run: ActiveRun, policy_version: int) -> PublishReply:
 
     Raises BoundExceeded if they are of another version.
     """
-    answers: list[PublishReply] = await run.meshes.trainer.call(
-        "publish", run.probe, timeout_seconds=run.config.timeouts.call_seconds
-    )
-    put = answers[0]
+    put = await put_newest(run)
     if put.manifest.policy_version != policy_version:
         raise BoundExceeded(
             f"the trainer published version {put.manifest.policy_version} instead of {policy_version}"
         )
+    return put
+
+
+async def put_newest(run: ActiveRun, *, forget: bool = True) -> PublishReply:
+    """Have the trainer put its weights, of whatever version; forget those that were put before, unless told not to."""
+    answers: list[PublishReply] = await run.meshes.trainer.call(
+        "publish",
+        run.probe,
+        run.meshes.store_name,
+        tuple(run.replaced) if forget else (),
+        timeout_seconds=run.config.timeouts.call_seconds,
+    )
+    put = run.put = answers[0]
+    run.replaced = [put.manifest] if forget else [*run.replaced, put.manifest]
     run.append(run.intervals("trainer", put.intervals))
     return put
 

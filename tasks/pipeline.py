@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -62,8 +62,6 @@ class Pipeline:
     """To be scored, oldest first."""
     batches: dict[int, StepBatch] = field(default_factory=dict)
     """To be trained on, by step."""
-    put: PublishReply | None = None
-    """The newest weights that generators may fetch."""
     loads: dict[int, LoadReply] = field(default_factory=dict)
     """By replica, the arrival of the newest weights."""
     requests: dict[int, AdvanceRequest] = field(default_factory=dict)
@@ -80,6 +78,10 @@ class Pipeline:
     """By replica, what it did and the log does not tell yet."""
     told_at: float = 0.0
     """When the log was last told, on the monotonic clock."""
+    openings: dict[int, int] = field(default_factory=dict)
+    """By replica, how often it had been opened when what is known of it began."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    """By group, how often it was begun and lost."""
     too_long_in_a_row: int = 0
     """Prompts dropped as too long since one was not."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -98,7 +100,15 @@ class Pipeline:
             if layout.commit_key(run.run_id, name) not in ledger.commits:
                 stored = stored_part(fact)
                 line.parts.append(Part(round=fact.round, replica=fact.replica, stored=stored))
+        line.openings = {i: mesh.openings for i, mesh in enumerate(run.meshes.generators)}
+        if run.recovery is not None:
+            run.recovery.on_change = line.tell
         return line
+
+    @property
+    def put(self) -> PublishReply | None:
+        """The newest weights that generators may fetch."""
+        return self.run.put
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for others to make it so."""
@@ -109,6 +119,36 @@ class Pipeline:
         """Have those that wait look again."""
         async with self._changed:
             self._changed.notify_all()
+
+    def has_lost(self, replica: int) -> bool:
+        """Whether a replica has failed, or was started again, since it was last heard of."""
+        mesh = self.run.meshes.generators[replica]
+        return mesh.failure is not None or mesh.openings != self.openings[replica]
+
+    async def lose(self, replica: int) -> None:
+        """A replica has failed: what it was generating may be adopted by others."""
+        self._lose(replica)
+        self._tell_published()
+        await self.tell()
+
+    async def take_back(self, replica: int) -> None:
+        """A replica that has failed serves again, with the weights that it loaded for that."""
+        self._lose(replica)
+        self.openings[replica] = self.run.meshes.generators[replica].openings
+        version = self.run.ledger.base_step
+        if (loaded := self.run.loads.get(replica)) is not None:
+            self.loads[replica] = loaded
+            version = loaded.policy_version
+        self.admission.serve(replica, version)
+        self._tell_published()
+        await self.tell()
+
+    def _lose(self, replica: int) -> None:
+        orphans = self.admission.lose(replica)
+        self.attempts.update(layout.group_id(self.run.run_id, ordinal) for ordinal in orphans)
+        self.requests.pop(replica, None)
+        self.loads.pop(replica, None)
+        self.under_way.pop(replica, None)
 
     def all_serve(self, version: int) -> bool:
         """Whether every replica serves this version or a newer one."""
@@ -143,7 +183,12 @@ class Pipeline:
     def request(self, replica: int) -> AdvanceRequest:
         """What a replica is to be asked next, its new draws admitted; the same again until it is answered."""
         if (asked := self.requests.get(replica)) is not None:
-            self.requests[replica] = replace(asked, attempt=asked.attempt + 1)
+            self.requests[replica] = replace(
+                asked,
+                attempt=asked.attempt + 1,
+                # They may have been put anew since, in another store.
+                manifest=self.put.manifest if self.put and asked.manifest else None,
+            )
         else:
             self.requests[replica] = self._next_request(replica)
         request = self.requests[replica]
@@ -159,7 +204,10 @@ class Pipeline:
         room = self._room(replica)
         orphans = self.admission.orphans(replica)[: self._at_once(replica)]
         # Drawn before they are admitted: an environment may fail.
-        drawn = draw(run, [*orphans, *range(first, first + max(0, room - len(orphans)))])
+        drawn = [
+            replace(each, attempt=1 + self.attempts[each.group_id])
+            for each in draw(run, [*orphans, *range(first, first + max(0, room - len(orphans)))])
+        ]
         self.admission.adopt(replica, orphans)
         self.admission.admit(replica, len(drawn) - len(orphans))
         self.num_requests += 1
@@ -189,12 +237,9 @@ class Pipeline:
         if dropped := not_dropped(run, reply.too_long):
             new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
         loads = {**self.loads, replica: reply.loaded} if reply.loaded else self.loads
-        published = None
-        if reply.loaded is not None and self._has_arrived(loads):
-            assert self.put is not None
-            published = published_fact(self.put, [loads[r] for r in sorted(loads)])
-            if run.ledger.published[-1].policy_version != published.policy_version:
-                new.append(published)
+        published = self._published(loads) if reply.loaded is not None else None
+        if published is not None:
+            new.append(published)
         self.intervals.setdefault(replica, []).extend(reply.intervals)
         # Many answers tell nothing but how time passed: those are told together.
         self.log(*new, is_urgent=bool(new))
@@ -246,14 +291,23 @@ class Pipeline:
     def _is_logged(self, stored: StoredPart) -> bool:
         return self.run.ledger.groups[stored.group_ids[0]].state != GroupState.ADMITTED
 
-    def _has_arrived(self, loads: dict[int, LoadReply]) -> bool:
-        """Whether every replica has loaded the newest weights."""
+    def _published(self, loads: dict[int, LoadReply]) -> facts.Published | None:
+        """The fact that the newest weights are served, once every living replica has loaded them and none said so."""
         put = self.put
-        return (
-            put is not None
-            and len(loads) == len(self.run.meshes.generators)
-            and {load.policy_version for load in loads.values()} == {put.manifest.policy_version}
-        )
+        if put is None or not loads or not loads.keys() >= self.admission.served.keys():
+            return None
+        version = put.manifest.policy_version
+        if {load.policy_version for load in loads.values()} != {version}:
+            return None
+        if self.run.ledger.published[-1].policy_version == version:
+            return None
+        return published_fact(put, [loads[replica] for replica in sorted(loads)])
+
+    def _tell_published(self) -> None:
+        """The last that was waited for may have loaded the newest weights, or be gone."""
+        if (published := self._published(self.loads)) is not None:
+            self.log(published)
+            check_parity(self.run, published)
 
     async def scored(self, part: Part) -> None:
         """A part is committed; its groups are ready to be trained on."""

@@ -41,6 +41,7 @@ async def build_model() -> None:
     directory = await _model_directory(run)
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
+    run.model_directory = directory
     loading = [*run.meshes.generators, run.meshes.trainer]
     await asyncio.gather(
         *(mesh.call("load", directory, timeout_seconds=timeout) for mesh in loading)
@@ -93,7 +94,11 @@ async def warm_start() -> None:
 
     A run that broke off before its first checkpoint learns again; other weights than before are recorded as a fork.
     """
-    run = current()
+    await warm_start_trainer(current())
+
+
+async def warm_start_trainer(run: ActiveRun) -> None:
+    """As `warm_start`, within a stage."""
     reply: WarmStartReply = (
         await run.meshes.trainer.call(
             "warm_start", timeout_seconds=run.config.timeouts.stage_seconds
@@ -121,7 +126,11 @@ async def restore() -> None:
     One that is damaged is told of and the one before it taken: what comes after is trained again in any case. Raises
     ValueError if none is whole.
     """
-    run = current()
+    await restore_newest(current())
+
+
+async def restore_newest(run: ActiveRun) -> None:
+    """As `restore`, within a stage."""
     candidates = sorted(run.ledger.checkpoints.keys() - run.ledger.pruned, reverse=True)
     for step in candidates:
         kept = run.ledger.checkpoints[step]
@@ -151,7 +160,11 @@ async def restore_parent() -> None:
     In a replay the run's own steps begin at 0. Raises ValueError if the other run has no such checkpoint, or it is
     damaged or of another model.
     """
-    run = current()
+    await restore_from_parent(current())
+
+
+async def restore_from_parent(run: ActiveRun) -> None:
+    """As `restore_parent`, within a stage."""
     parent, step = run.config.parent_run_id, run.config.parent_step
     assert parent is not None and step is not None
     kept = find_checkpoint(run.store, parent, step)

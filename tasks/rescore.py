@@ -21,7 +21,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from forge_core.config import RunConfig
-from forge_core.meshes import Mesh, open_meshes
+from forge_core.mesh import Mesh
+from forge_core.meshes import open_meshes
 from forge_core.scorers import begin_set, counted_commits
 from storage import layout
 from storage.annotations import Covered, ScoreSet, complete_set

@@ -14,12 +14,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forge_core.actors.messages import CheckpointReply
+from forge_core.actors.messages import CheckpointReply, LoadReply, PublishReply
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.meshes import Meshes, open_meshes
 from forge_core.placement import mesh_names, roles_of
 from forge_core.timeline import Interval
+from forge_core.weights.manifest import Manifest
 from storage import facts, layout
 from storage.ledger import Ledger
 from storage.log import Fenced, RunLog, read_entries, read_incarnations
@@ -29,6 +30,7 @@ from storage.runs import read_config, store_config
 from storage.summary import write_run_json
 from storage.workspace import local_folder
 from tasks.interrupts import cancelled_by
+from tasks.recovery import Recovery, guarded
 from tasks.provenance import git_commit, versions
 from tasks.sources import keep_sources
 
@@ -75,6 +77,16 @@ class ActiveRun:
     """Why the run ends for now with steps left, once there is nothing to do for it; None: it ends finished."""
     pipeline: object = None
     """What stages that run at the same time share; theirs alone."""
+    model_directory: str | None = None
+    """Hugging Face directory that meshes load, once it is known."""
+    put: PublishReply | None = None
+    """The newest weights that generators can fetch."""
+    replaced: list[Manifest] = field(default_factory=list)
+    """Versions that are put and not yet forgotten, of which nobody will ask for any but the newest."""
+    loads: dict[int, LoadReply] = field(default_factory=dict)
+    """By replica, the weights that it loaded last."""
+    recovery: Recovery | None = None
+    """What brings meshes back that fail."""
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""
@@ -110,6 +122,8 @@ class ActiveRun:
         timeout = self.config.timeouts.call_seconds
         told = []
         for mesh in self.meshes.all:
+            if mesh.failure is not None:  # it is being started again, for a run that needs it no more
+                continue
             answers = await mesh.call("intervals", timeout_seconds=timeout)
             told.append(self.intervals(mesh.name, answers[0]))
         self.append(*told)
@@ -181,7 +195,8 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
             _tell_start(run, mesh_names(config), sources)
             token = _current.set(run)
             try:
-                yield run
+                async with guarded(run):
+                    yield run
                 await run.drain_intervals()
                 status: facts.Status = "finished" if run.paused is None else "paused"
                 run.append(facts.End(status=status, reason=run.paused))

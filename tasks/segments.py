@@ -6,6 +6,7 @@ A stage ends with its segment's last step. What is under way in the engines then
 from __future__ import annotations
 
 from forge_core.actors.messages import AdvanceReply
+from forge_core.mesh import MeshCall
 from tasks.calls import commit_scored
 from tasks.checkpoints import checkpoint, is_checkpoint_due
 from tasks.learn import put_weights, train_step
@@ -33,21 +34,43 @@ async def generate(segment: Segment) -> None:
 
 async def _generate_on(replica: int, last_step: int) -> None:
     run, line = current(), pipeline()
+    mesh = run.meshes.generators[replica]
 
     def is_over() -> bool:
         return replica not in line.requests and line.all_serve(last_step)
 
     while True:
-        await line.until(lambda: is_over() or line.has_work(replica))
+        await line.until(
+            lambda: line.has_lost(replica) or is_over() or line.has_work(replica)
+        )
+        if line.has_lost(replica):
+            await _bring_back(replica)
+            continue
         if is_over():
             line.log()
             return
-        answers: list[AdvanceReply] = await run.meshes.generators[replica].call(
-            "advance",
-            line.request(replica),
-            timeout_seconds=run.config.timeouts.call_seconds,
-        )
-        await line.answered(replica, answers[0])
+        try:
+            answers: list[AdvanceReply] = await mesh.call(
+                "advance",
+                line.request(replica),
+                timeout_seconds=run.config.timeouts.call_seconds,
+            )
+        except MeshCall:
+            if mesh.failure is None or run.recovery is None:
+                raise
+        else:
+            await line.answered(replica, answers[0])
+
+
+async def _bring_back(replica: int) -> None:
+    """Have a replica that has failed started again; what it was generating is begun again, elsewhere if that may be."""
+    run, line = current(), pipeline()
+    mesh, recovery = run.meshes.generators[replica], run.recovery
+    assert recovery is not None
+    if recovery.policy(mesh) == "route_around":
+        await line.lose(replica)
+    await recovery.revive(mesh)
+    await line.take_back(replica)
 
 
 @stage
@@ -89,7 +112,7 @@ async def train(segment: Segment) -> None:
             await train_step(run, line.batches[step])
         # What is published replaces the version before, which no one may still be fetching.
         await line.until(lambda step=step: line.all_serve(step - 1))  # type: ignore[misc]
-        line.put = await put_weights(run, step)
+        await put_weights(run, step)
         await line.tell()
         if is_checkpoint_due(run, step):
             await checkpoint(step)

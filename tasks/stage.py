@@ -6,6 +6,7 @@ import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.cache_policies import NO_CACHE
@@ -13,7 +14,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
 
-from forge_core.meshes import MeshCall
+from forge_core.mesh import MeshCall
 from storage import facts
 from tasks.run import ActiveRun, current
 
@@ -26,24 +27,56 @@ TRANSIENT = (MeshCall, OSError, TimeoutError)
 _LONGEST_DELAY_SECONDS = 60.0
 
 
-def _is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, TRANSIENT)
+class _Budget:
+    """How often one call of a stage may be tried again.
+
+    A failed mesh is brought back before the next attempt, which has a limit of its own; what else is transient may
+    fail as often as the config's `retry` says.
+    """
+
+    def __init__(self, run: ActiveRun) -> None:
+        self._run = run
+        self._attempts = 0
+        self._lost = 0
+        """Attempts that were lost to something else than a failed mesh."""
+
+    def spend(self) -> None:
+        """An attempt was lost to something transient."""
+        self._attempts += 1
+        if not any(mesh.failure is not None for mesh in self._run.meshes.watched):
+            self._lost += 1
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the stage may be tried again."""
+        return self._lost <= self._run.config.retry.attempts and self._attempts <= self.most
+
+    def tries_again(self, task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        """Prefect's question after a failed attempt."""
+        return isinstance(state.data, TRANSIENT) and self.has_left
+
+    @property
+    def most(self) -> int:
+        """Most attempts after the first."""
+        return self._run.config.retry.attempts + self._run.config.faults.most_restarts
+
+    def delays(self) -> list[float]:
+        """Exponential back-off with jitter, in seconds; Prefect's own jitter has no effect on tasks."""
+        first = self._run.config.retry.delay_seconds
+        return [
+            min(_LONGEST_DELAY_SECONDS, first * 2**lost) * random.uniform(0.5, 1.5)
+            for lost in range(self.most)
+        ]
 
 
-def _delays(run: ActiveRun) -> list[float]:
-    """Exponential back-off with jitter, in seconds; Prefect's own jitter has no effect on tasks."""
-    retry = run.config.retry
-    return [
-        min(_LONGEST_DELAY_SECONDS, retry.delay_seconds * 2**lost) * random.uniform(0.5, 1.5)
-        for lost in range(retry.attempts)
-    ]
+_budget: ContextVar[_Budget] = ContextVar("forgeflow_budget")
 
 
 def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make an async function a stage, named after it.
 
-    Every call is a Prefect task run, tried again as the run's config says when it fails of something transient. Await
-    it directly: mesh handles belong to the flow's event loop.
+    Every call is a Prefect task run, tried again as the run's config says when it fails of something transient; meshes
+    that have failed are brought back first. Await it directly: mesh handles belong to the flow's event loop.
     """
     name = function.__name__.replace("_", "-")
 
@@ -53,14 +86,19 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
         started = time.monotonic()
         try:
             run.settle()
+            if attempt() > 1 and run.recovery is not None:
+                await run.recovery.revive_all()
             return await function(*args, **kwargs)
         except TRANSIENT as error:
-            lost = attempt()
-            if lost <= run.config.retry.attempts:
+            if run.recovery is not None:
+                run.recovery.refuse_any()
+            budget = _budget.get()
+            budget.spend()
+            if budget.has_left:
                 run.append(
                     facts.Retry(
                         stage=name,
-                        attempt=lost,
+                        attempt=attempt(),
                         cause=f"{type(error).__name__}: {error}"[:2000],
                         seconds=time.monotonic() - started,
                     )
@@ -73,17 +111,22 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
         name=name,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retry_condition_fn=_is_transient,
     )
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        run = current()
-        configured = prefect_task.with_options(
-            retries=run.config.retry.attempts, retry_delay_seconds=_delays(run)
-        )
-        result: R = await configured(*args, **kwargs)
-        return result
+        budget = _Budget(current())
+        token = _budget.set(budget)
+        try:
+            configured = prefect_task.with_options(
+                retries=budget.most,
+                retry_delay_seconds=budget.delays(),
+                retry_condition_fn=budget.tries_again,
+            )
+            result: R = await configured(*args, **kwargs)
+            return result
+        finally:
+            _budget.reset(token)
 
     return call
 

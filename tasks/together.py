@@ -16,10 +16,11 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
     except BaseExceptionGroup as failures:
-        raise _first(failures) from None
+        raise first_of(failures) from None
     return [task.result() for task in tasks]
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure in a group, however deep."""
     found = failures.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+    return first_of(found) if isinstance(found, BaseExceptionGroup) else found

@@ -21,6 +21,8 @@ class DrawnPrompt:
     """Id of its group."""
     prompt: Prompt
     """The prompt."""
+    attempt: int = 1
+    """How often the group is begun with this: what was cut off with its replica is begun again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,10 @@ def group_rows(
     attempt: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """A group's unscored rows, sample by sample; `seconds` is what generating them took."""
+    """A group's unscored rows, sample by sample; `seconds` is what generating them took.
+
+    `attempt` counts those of the request that the group was part of.
+    """
     now = datetime.now(UTC)
     prompt = drawn.prompt
     return [
@@ -46,7 +49,7 @@ def group_rows(
             "reward": None,
             "scores": None,
             "seed": episode.seed,
-            "attempts": attempt,
+            "attempts": drawn.attempt + attempt - 1,
             "generate_seconds": seconds,
             "created_at": now,
         }

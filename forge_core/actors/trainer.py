@@ -76,7 +76,6 @@ class Trainer(Actor):
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
         self._writer = CheckpointWriter()
-        self._published: Manifest | None = None
 
     @endpoint
     async def build_model(self, directory: str) -> None:
@@ -238,20 +237,30 @@ class Trainer(Actor):
         return manifest
 
     @endpoint
-    async def publish(self, probe: tuple[tuple[int, ...], ...]) -> PublishReply:
-        """Put the current weights in TorchStore, forget the version before, and score the probe."""
+    async def publish(
+        self,
+        probe: tuple[tuple[int, ...], ...],
+        store_name: str,
+        replaced: tuple[Manifest, ...] = (),
+    ) -> PublishReply:
+        """Put the current weights in the TorchStore of this name, forget versions there, and score the probe.
+
+        Safe to repeat.
+        """
         assert self._weights is not None, "publish follows warm_start or train"
         timeout = self._config.timeouts.call_seconds
         started = time.monotonic()
         with self._timeline.during("weights"):
             manifest, buckets = self._weights
+            manifest = dataclasses.replace(manifest, store=store_name)
             # The collective part comes first: what rank 0 alone may fail at must not leave the others in it.
             logprobs, entropy = self._score(probe)
             if self._rank == 0:
                 await store.put_version(manifest, buckets, timeout_seconds=timeout)
-                before, self._published = self._published, manifest
-                if before and before.policy_version != manifest.policy_version:
-                    await store.delete_version(before, timeout_seconds=timeout)
+                for before in replaced:
+                    # The store may have been replaced by an empty one since.
+                    if before.keys != manifest.keys and before.store == store_name:
+                        await store.delete_version(before, timeout_seconds=timeout)
         return PublishReply(
             manifest=manifest,
             probe_logprobs=logprobs,

@@ -35,6 +35,8 @@ class Manifest:
     """Size of each bucket."""
     digest: str
     """`digest()` of the tensors."""
+    store: str = ""
+    """Name of the TorchStore that holds the version; empty for one that is in none."""
 
     @property
     def keys(self) -> list[str]:

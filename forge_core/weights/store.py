@@ -50,22 +50,26 @@ def install() -> None:
     torchstore.api.Controller = AsyncController
 
 
-async def start(volume: Any, *, timeout_seconds: float) -> None:
-    """Start the store with one volume on the process mesh `volume`; called once, by the controller."""
+async def start(volume: Any, name: str, *, timeout_seconds: float) -> None:
+    """Start a store with one volume on the process mesh `volume`; called by the controller, once for each name.
+
+    A store whose volume died is replaced by one of another name: those that hold a handle to the old one would go on
+    asking it.
+    """
     install()
     async with asyncio.timeout(timeout_seconds):
-        await torchstore.initialize(mesh=volume)
+        await torchstore.initialize(mesh=volume, store_name=name)
 
 
-async def forget(*, timeout_seconds: float) -> None:
-    """Shut the store down as far as it still answers, so that this process may start another one."""
+async def forget(name: str, *, timeout_seconds: float) -> None:
+    """Shut a store down as far as it still answers, so that this process may start another one of its name."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            await torchstore.shutdown()
+            await torchstore.shutdown(name)
     except Exception as error:
-        # Its volume may be dead, which is why the run ends; the volume's process is stopped by its owner.
-        logger.debug("TorchStore did not shut down in order: %s", error)
-        torchstore.reset_client()
+        # Its volume may be dead, which is why it is given up; the volume's process is stopped by its owner.
+        logger.debug("TorchStore %s did not shut down in order: %s", name, error)
+        torchstore.reset_client(name)
 
 
 async def put_version(
@@ -75,7 +79,7 @@ async def put_version(
     async with asyncio.timeout(timeout_seconds):
         await asyncio.gather(
             *(
-                torchstore.put(key, bucket)
+                torchstore.put(key, bucket, manifest.store)
                 for key, bucket in zip(manifest.keys, buckets, strict=True)
             )
         )
@@ -84,10 +88,16 @@ async def put_version(
 async def get_version(manifest: Manifest, *, timeout_seconds: float) -> list[torch.Tensor]:
     """Get all buckets of a version, in order; raises TimeoutError, or KeyError if it is not there."""
     async with asyncio.timeout(timeout_seconds):
-        return list(await asyncio.gather(*(torchstore.get(key) for key in manifest.keys)))
+        return list(
+            await asyncio.gather(
+                *(torchstore.get(key, store_name=manifest.store) for key in manifest.keys)
+            )
+        )
 
 
 async def delete_version(manifest: Manifest, *, timeout_seconds: float) -> None:
-    """Forget a version that no generator will ask for again."""
+    """Forget a version that no generator will ask for again. Safe to repeat."""
     async with asyncio.timeout(timeout_seconds):
-        await asyncio.gather(*(torchstore.delete(key) for key in manifest.keys))
+        for key in manifest.keys:
+            if await torchstore.exists(key, manifest.store):
+                await torchstore.delete(key, manifest.store)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tasks.batches
 from flows.cli import main
-from forge_core.meshes import Mesh, MeshCall
+from forge_core.mesh import Mesh, MeshCall
 
 FAILS_AT_CALL = {"generate": 1, "advance": 4, "score": 4, "train": 2}
 """Which call of an endpoint fails, from 1. The verifier scores once per replica and evaluation, and once per part."""

@@ -1,0 +1,148 @@
+"""A mesh: actors of one kind on processes of their own, which may die and be replaced by new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from forge_core.processes import Processes
+from forge_core.services.health import HealthOptions, watch
+from forge_core.services.policy import UnitName
+
+logger = logging.getLogger(__name__)
+
+_preparing: ContextVar[frozenset[str]] = ContextVar("forgeflow_preparing", default=frozenset())  # noqa: B039
+"""Names of the meshes that the current task prepares."""
+
+
+class MeshCall(RuntimeError):
+    """A call to a mesh that failed for a reason of the infrastructure: dead process, or no answer in time."""
+
+
+class Mesh:
+    """Actors of one kind, on processes that form one failure unit.
+
+        open() ──▶ SERVING ── a process dies or hangs, or a call runs out of time ──▶ FAILED ── reopen() ──▶ PREPARED
+                      ▲                                                                                         │
+                      └─────────────────────────────────────── serve() ─────────────────────────────────────────┘
+
+    A call to a failed mesh fails at once. Whoever reopens it tells the new actors what they need to know before they
+    can take the place of the old, in `preparing()`, outside which nobody can call them before `serve()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        unit: UnitName,
+        processes: Processes,
+        spawn: Callable[[float], Awaitable[Any]],
+    ) -> None:
+        """`spawn` starts the mesh's processes, by its name, and gives their actors, whose clock begins when it is told
+        (Unix seconds)."""
+        self.name = name
+        self.unit = unit
+        self.failure: str | None = None
+        """Why it cannot be called; None while it can."""
+        self.failed_at = 0.0
+        """Unix seconds at which that was noticed."""
+        self.started_at = 0.0
+        """Unix seconds at which the clock of its processes begins."""
+        self.openings = 0
+        """How often it was opened."""
+        self._processes = processes
+        self._spawn = spawn
+        self._actors: Any = None
+        self._opened = asyncio.Condition()
+
+    async def open(self, started_at: float) -> None:
+        """Start the processes and their actors. Raises TimeoutError if they do not answer in time."""
+        self.openings += 1
+        self.started_at = started_at
+        self._actors = await self._spawn(started_at)
+        async with self._opened:
+            self._opened.notify_all()
+
+    async def reopen(self) -> None:
+        """Put new processes in the place of those that are left of the old; they do not serve yet."""
+        await self._processes.end(self.name)
+        await self.open(time.time())
+
+    async def until_opened(self, after: int) -> None:
+        """Wait until it is opened more often than `after` times."""
+        async with self._opened:
+            await self._opened.wait_for(lambda: self.openings > after)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Inside, its new actors can be called although they do not serve yet."""
+        token = _preparing.set(_preparing.get() | {self.name})
+        try:
+            yield
+        finally:
+            _preparing.reset(token)
+
+    def serve(self) -> None:
+        """Let calls through again."""
+        self.failure = None
+
+    def fail(self, reason: str) -> None:
+        """Let no call through any more. The first reason stays."""
+        if self.failure is None:
+            self.failure, self.failed_at = reason, time.time()
+
+    async def watch(self, options: HealthOptions) -> None:
+        """Return once one of its processes has failed; the others are killed, so that calls to them end."""
+        processes = self._processes[self.name]
+        failure = await watch(processes, options)
+        self.fail(failure.reason)
+        await processes.kill()
+
+    async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
+        """Call an endpoint on every actor; answers in rank order.
+
+        Raises what the endpoint raised (once all ranks have answered: the error of the lowest rank that failed), or
+        MeshCall if an actor is dead, does not answer in time, or met a dead process itself.
+        """
+        from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
+        from monarch.actor import ActorError
+
+        if self.failure is not None and self.name not in _preparing.get():
+            raise MeshCall(f"mesh {self.name} has failed: {self.failure}")
+        opening = self.openings
+        try:
+            # Not `wait_for`, which on Python 3.11 can swallow a cancellation.
+            async with asyncio.timeout(timeout_seconds):
+                answers = await getattr(self._actors, endpoint).call(*args)
+        except ActorError as error:
+            cause = error.exception
+            if isinstance(cause, SupervisionError):
+                # What it asked is dead, not this mesh.
+                raise MeshCall(
+                    f"mesh {self.name} failed during {endpoint}: {_first_line(cause)}"
+                ) from error
+            cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
+            raise cause from None
+        except TimeoutError:
+            reason = f"did not answer {endpoint} within {timeout_seconds:g} s"
+            self._fail(opening, reason)
+            raise MeshCall(f"mesh {self.name} {reason}") from None
+        except RuntimeError as error:  # Monarch's own: what an endpoint raises comes as an ActorError
+            self._fail(opening, _first_line(error))
+            raise MeshCall(
+                f"mesh {self.name} failed during {endpoint}: {_first_line(error)}"
+            ) from error
+        return list(answers.values())
+
+    def _fail(self, opening: int, reason: str) -> None:
+        """As `fail`, unless the processes that failed have been replaced since."""
+        if opening == self.openings:
+            self.fail(reason)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

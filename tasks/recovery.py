@@ -1,0 +1,202 @@
+"""What brings a mesh back that has failed, as the config's `faults` say.
+
+    a process dies or hangs ──▶ its mesh FAILED ──┬─ fail_fast ────────────▶ FailedFast: the run ends, resumable
+                                                  └─ restart, route_around ─▶ new processes ──▶ prepared ──▶ SERVING
+                                                         ▲                          │
+                                                         └──── back-off ◀── fails ──┘ too often in a row: CrashLoop
+
+    unit          prepared by                                                  meanwhile
+    generator     loading the model and the newest weights, passing the probe  its requests wait or go elsewhere
+    trainer       the newest checkpoint, then the steps after it again         its stage is tried again
+    verifier      naming what it scores with                                   its stage is tried again
+    weight store  putting the trainer's weights                                its stage is tried again
+
+A restart is a fact of the log once the mesh serves again, with what it cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from forge_core.mesh import Mesh, MeshCall
+from forge_core.services.health import HealthOptions
+from storage import facts
+from tasks.together import first_of
+
+if TYPE_CHECKING:
+    from tasks.run import ActiveRun
+
+logger = logging.getLogger(__name__)
+
+Prepare = Callable[["ActiveRun", Mesh], Awaitable[None]]
+
+_TRANSIENT = (MeshCall, OSError, TimeoutError)
+
+
+class FailedFast(RuntimeError):
+    """A process failed, and the config says that the run ends with it."""
+
+
+class CrashLoop(RuntimeError):
+    """A mesh failed again and again, however often it was started."""
+
+
+class Recovery:
+    """Watches the meshes of a run, and starts those again that fail.
+
+    Example:
+        async with guarded(run):  # run.recovery is set inside
+            ...
+            await run.recovery.revive(mesh)
+    """
+
+    def __init__(self, run: ActiveRun, prepare: Prepare, group: asyncio.TaskGroup) -> None:
+        self._run = run
+        self._prepare = prepare
+        self._group = group
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._rows: dict[str, list[float]] = {}
+        """By mesh, when it was started again, on the monotonic clock, in a row of restarts."""
+        self._served_at: dict[str, float] = {}
+        self._num_restarts: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[], Awaitable[None]] | None = None
+        """Awaited when a mesh has failed, and when it serves again."""
+
+    def policy(self, mesh: Mesh) -> str:
+        """What the config says is done about a failure of this mesh."""
+        return str(getattr(self._run.config.faults, mesh.unit))
+
+    def refuse(self, mesh: Mesh) -> None:
+        """Raise FailedFast if the mesh has failed and the config handles that by ending the run."""
+        if mesh.failure is not None and self.policy(mesh) == "fail_fast":
+            raise FailedFast(
+                f"{mesh.name} failed: {mesh.failure}; faults.{mesh.unit} is fail_fast, so the run ends here and "
+                f"`forgeflow resume {self._run.run_id}` goes on"
+            )
+
+    def refuse_any(self) -> None:
+        """As `refuse`, for every mesh."""
+        for mesh in self._run.meshes.watched:
+            self.refuse(mesh)
+
+    def begin(self, mesh: Mesh) -> None:
+        """Have a mesh that has failed started again while the caller goes on. Raises FailedFast."""
+        self.refuse(mesh)
+        task = self._group.create_task(self.revive(mesh))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch(self) -> None:
+        """Watch every mesh from now on."""
+        for mesh in self._run.meshes.watched:
+            self._tasks.add(self._group.create_task(self._keep(mesh)))
+
+    def end(self) -> None:
+        """Watch no longer, and give up what is being started again."""
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    async def revive(self, mesh: Mesh) -> None:
+        """Return once a mesh that has failed serves again; at once if it does.
+
+        Raises FailedFast, CrashLoop, and what its preparation raises for a reason that trying again would not mend.
+        """
+        async with self._locks.setdefault(mesh.name, asyncio.Lock()):
+            if mesh.failure is None:
+                return
+            self.refuse(mesh)
+            cause, failed_at = mesh.failure, mesh.failed_at
+            logger.warning("run %s: %s failed: %s", self._run.run_id, mesh.name, cause)
+            await self._changed()
+            await self._start_again(mesh, cause)
+            mesh.serve()
+            now = time.time()
+            self._served_at[mesh.name] = time.monotonic()
+            restarts = self._num_restarts[mesh.name] = self._num_restarts.get(mesh.name, 0) + 1
+            self._run.append(
+                facts.Restarted(
+                    mesh=mesh.name,
+                    cause=cause,
+                    restarts=restarts,
+                    failed_at=failed_at,
+                    started_at=mesh.started_at,
+                    seconds=max(0.0, now - failed_at),
+                )
+            )
+        await self._changed()
+
+    async def revive_all(self) -> None:
+        """Bring back whatever has failed."""
+        for mesh in self._run.meshes.watched:
+            await self.revive(mesh)
+
+    async def _start_again(self, mesh: Mesh, cause: str) -> None:
+        while True:
+            await self._back_off(mesh, cause)
+            try:
+                await mesh.reopen()
+                with mesh.preparing():
+                    await self._prepare(self._run, mesh)
+                return
+            except _TRANSIENT as error:
+                cause = f"{type(error).__name__}: {error}"
+                logger.warning("%s could not be started again: %s", mesh.name, cause)
+
+    async def _back_off(self, mesh: Mesh, cause: str) -> None:
+        """Wait before a restart, the longer the more there were in a row. Raises CrashLoop."""
+        settings = self._run.config.faults
+        row = self._rows.setdefault(mesh.name, [])
+        served_at = self._served_at.pop(mesh.name, None)
+        if served_at is not None and time.monotonic() - served_at >= settings.sound_seconds:
+            row.clear()
+        if len(row) >= settings.most_restarts:
+            raise CrashLoop(
+                f"{mesh.name} failed again after {len(row)} restarts in a row (faults.most_restarts "
+                f"{settings.most_restarts}); the last cause: {cause}"
+            )
+        if row:
+            delay = settings.restart_delay_seconds * 2 ** (len(row) - 1)
+            await asyncio.sleep(min(settings.longest_delay_seconds, delay))
+        row.append(time.monotonic())
+
+    async def _keep(self, mesh: Mesh) -> None:
+        options = HealthOptions(silence_seconds=self._run.config.faults.silence_seconds)
+        while True:
+            opening = mesh.openings
+            await mesh.watch(options)
+            self.begin(mesh)
+            await mesh.until_opened(opening)
+
+    async def _changed(self) -> None:
+        if self.on_change is not None:
+            await self.on_change()
+
+
+@asynccontextmanager
+async def guarded(run: ActiveRun) -> AsyncIterator[None]:
+    """Watch the meshes of a run inside, and start those again that fail.
+
+    What nothing brings back ends what is inside, and is raised.
+    """
+    # Here, for it is made of the stages that need this module.
+    from tasks.revival import prepare
+
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            run.recovery = recovery = Recovery(run, prepare, group)
+            recovery.watch()
+            try:
+                yield
+            finally:
+                recovery.end()
+    except BaseExceptionGroup as failures:
+        failure = first_of(failures)
+    if failure is not None:
+        raise failure

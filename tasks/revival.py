@@ -1,0 +1,87 @@
+"""What the new processes of a mesh have to know before they take the place of the old."""
+
+from __future__ import annotations
+
+from forge_core.actors.messages import LoadReply
+from forge_core.mesh import Mesh, MeshCall
+from tasks.collect import known_batches
+from tasks.learn import check_parity, published_fact, put_newest, train_step
+from tasks.prepare import restore_from_parent, restore_newest, warm_start_trainer
+from tasks.run import ActiveRun
+
+
+async def prepare(run: ActiveRun, mesh: Mesh) -> None:
+    """Bring the new actors of a mesh to where the old ones stood.
+
+    Raises MeshCall if they fail as well, and BoundExceeded if a generator does not agree with the trainer.
+    """
+    match mesh.unit:
+        case "generators":
+            await _prepare_generator(run, mesh)
+        case "trainer":
+            await _prepare_trainer(run)
+        case "verifier":
+            await mesh.call("prepare", timeout_seconds=run.config.timeouts.startup_seconds)
+        case "weights":
+            await _fill_weights(run)
+
+
+async def _prepare_generator(run: ActiveRun, mesh: Mesh) -> None:
+    """Load the model, then the newest weights there are, until they still are the newest."""
+    timeouts = run.config.timeouts
+    if run.model_directory is None:
+        return
+    await mesh.call("load", run.model_directory, timeout_seconds=timeouts.startup_seconds)
+    while (put := run.put) is not None:
+        if run.recovery is not None:
+            await run.recovery.revive(run.meshes.weights)
+        try:
+            answers: list[LoadReply] = await mesh.call(
+                "load_version", put.manifest, run.probe, timeout_seconds=timeouts.call_seconds
+            )
+        except Exception:
+            # What was the newest when this began may be forgotten by now.
+            if run.put is put:
+                raise
+            continue
+        loaded = answers[0]
+        run.append(run.intervals(mesh.name, loaded.intervals))
+        check_parity(run, published_fact(put, [loaded]))
+        run.loads[run.meshes.generators.index(mesh)] = loaded
+        if run.put is put:
+            return
+
+
+async def _prepare_trainer(run: ActiveRun) -> None:
+    """From the newest checkpoint on, train again what the log has beyond it."""
+    if run.model_directory is None:
+        return
+    await run.meshes.trainer.call(
+        "load", run.model_directory, timeout_seconds=run.config.timeouts.startup_seconds
+    )
+    # What it was writing is lost; the next step that is due has a checkpoint again.
+    run.writing = None
+    ledger = run.ledger
+    if ledger.checkpoints:
+        await restore_newest(run)
+        for batch in known_batches(run):
+            await train_step(run, batch)
+    elif ledger.forked is not None:
+        await restore_from_parent(run)
+    elif 0 in ledger.weights:
+        await warm_start_trainer(run)
+    if run.recovery is not None and run.meshes.opened_weights is not None:
+        await run.recovery.revive(run.meshes.weights)
+    if run.put is not None and run.put.manifest.store != run.meshes.store_name:
+        await put_newest(run, forget=False)
+
+
+async def _fill_weights(run: ActiveRun) -> None:
+    """Put the trainer's weights in the empty store; one that is being started again does so itself."""
+    if run.put is None:
+        return
+    try:
+        await put_newest(run, forget=False)
+    except MeshCall:
+        if run.meshes.trainer.failure is None:
+            raise
