@@ -88,8 +88,9 @@ class LiveProgress:
             )
         elif isinstance(fact, facts.Retry):
             self._line(f"retry of {fact.stage} (attempt {fact.attempt}): {fact.cause[:200]}")
-        elif isinstance(fact, facts.Restarted):
-            self._line(f"{fact.mesh} serves again after {fact.seconds:.1f} s: {fact.cause[:200]}")
+        elif isinstance(fact, facts.Failed):
+            then = "serves again after" if fact.started_at else "was not back when the run ended,"
+            self._line(f"{fact.mesh} failed and {then} {fact.seconds:.1f} s: {fact.cause[:200]}")
 
     def _show_step(self, fact: facts.Step) -> None:
         reward = fact.metrics.get("reward")

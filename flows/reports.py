@@ -180,7 +180,7 @@ def _facts(document: dict[str, Any]) -> Table:
         "age": f"max {_number(age['max'])}, mean {_number(age['mean'])}",
         "parity, nats": f"mean {_number(parity['mean'])}, max {_number(parity['max'])}",
         "retries": str(document["retries"]),
-        "restarts": str(document["restarts"]),
+        "failures": str(document["failures"]),
     }
     table = Table(title=f"Run {document['run_id']}", show_header=False, title_justify="left")
     for name, value in rows.items():

@@ -23,7 +23,7 @@ def result_rows(summary: dict[str, Any]) -> list[Row]:
         ("response tokens", "", f"{summary['tokens']['response']:,}"),
         ("largest parity gap", "", "-" if parity["max"] is None else f"{parity['max']:.1e} nats"),
         ("retries", "", str(summary["retries"])),
-        ("processes restarted", "", str(summary["restarts"])),
+        ("processes failed", "", str(summary["failures"])),
         ("time", "", f"{seconds['total']:.0f} s"),
     ]
 

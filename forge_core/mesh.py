@@ -16,7 +16,7 @@ from forge_core.services.policy import UnitName
 
 logger = logging.getLogger(__name__)
 
-_preparing: ContextVar[frozenset[str]] = ContextVar("forgeflow_preparing", default=frozenset())  # noqa: B039
+_preparing: ContextVar[frozenset[str]] = ContextVar("forgeflow_preparing", default=frozenset())
 """Names of the meshes that the current task prepares."""
 
 
@@ -58,6 +58,7 @@ class Mesh:
         self._spawn = spawn
         self._actors: Any = None
         self._opened = asyncio.Condition()
+        self._deadlines: set[asyncio.Timeout] = set()
 
     async def open(self, started_at: float) -> None:
         """Start the processes and their actors. Raises TimeoutError if they do not answer in time."""
@@ -90,10 +91,19 @@ class Mesh:
         """Let calls through again."""
         self.failure = None
 
+    def has_failed(self) -> bool:
+        """Whether calls to it fail at once."""
+        return self.failure is not None
+
     def fail(self, reason: str) -> None:
-        """Let no call through any more. The first reason stays."""
+        """End the calls under way, and let none through any more. The first reason stays."""
         if self.failure is None:
             self.failure, self.failed_at = reason, time.time()
+        # Monarch takes seconds to tell them.
+        now = asyncio.get_running_loop().time()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(now)
 
     async def watch(self, options: HealthOptions) -> None:
         """Return once one of its processes has failed; the others are killed, so that calls to them end."""
@@ -113,11 +123,15 @@ class Mesh:
 
         if self.failure is not None and self.name not in _preparing.get():
             raise MeshCall(f"mesh {self.name} has failed: {self.failure}")
-        opening = self.openings
+        opening, started = self.openings, time.monotonic()
         try:
             # Not `wait_for`, which on Python 3.11 can swallow a cancellation.
-            async with asyncio.timeout(timeout_seconds):
-                answers = await getattr(self._actors, endpoint).call(*args)
+            async with asyncio.timeout(timeout_seconds) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    answers = await getattr(self._actors, endpoint).call(*args)
+                finally:
+                    self._deadlines.discard(deadline)
         except ActorError as error:
             cause = error.exception
             if isinstance(cause, SupervisionError):
@@ -128,10 +142,15 @@ class Mesh:
             cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
             raise cause from None
         except TimeoutError:
+            if time.monotonic() - started < timeout_seconds:
+                raise MeshCall(
+                    f"mesh {self.name} failed during {endpoint}: {self.failure}"
+                ) from None
             reason = f"did not answer {endpoint} within {timeout_seconds:g} s"
             self._fail(opening, reason)
             raise MeshCall(f"mesh {self.name} {reason}") from None
-        except RuntimeError as error:  # Monarch's own: what an endpoint raises comes as an ActorError
+        except RuntimeError as error:
+            # Monarch's own: what an endpoint raises comes as an ActorError.
             self._fail(opening, _first_line(error))
             raise MeshCall(
                 f"mesh {self.name} failed during {endpoint}: {_first_line(error)}"

@@ -65,8 +65,6 @@ _PROCESS_ENVIRONMENT = {
 _FORGET_TIMEOUT_SECONDS = 1.0
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meshes:
     """The meshes of a run. Asking for one that was not opened raises RuntimeError."""

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 Environment = dict[str, str] | Callable[[int], dict[str, str]]
 """Variables of every process of a mesh, or of each by its rank."""
 
+MESH_VARIABLE = "FORGEFLOW_MESH"
+"""Environment variable by which a process can be told from others: the name of its mesh."""
+
 _KILL_TIMEOUT_SECONDS = 2.0
 
 
@@ -55,7 +58,7 @@ class ProcessMesh:
 
         def bootstrap(point: Any) -> Any:
             own = environment(point["procs"]) if callable(environment) else environment
-            return command.with_env(own)
+            return command.with_env({**own, MESH_VARIABLE: name})
 
         more = {} if proc_bind is None else {"proc_bind": proc_bind}
         mesh = (this_host() if host is None else host).spawn_procs(

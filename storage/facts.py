@@ -340,22 +340,22 @@ class Retry(Record):
     """Time that the lost attempt cost, in seconds."""
 
 
-class Restarted(Record):
-    """Processes of a mesh died or hung, and new ones have taken their place."""
+class Failed(Record):
+    """Processes of a mesh died or hung; told when new ones have taken their place, or will not any more."""
 
-    kind: Literal["restarted"] = "restarted"
+    kind: Literal["failed"] = "failed"
     mesh: str
     """Name of the mesh."""
     cause: str
-    """What became of the processes before, in words."""
-    restarts: PositiveInt
-    """How often this mesh has been started again in this incarnation."""
+    """What became of the processes, in words."""
+    failures: PositiveInt
+    """How often this mesh has failed in this incarnation, with this."""
     failed_at: float
-    """Unix seconds at which the failure was noticed."""
-    started_at: float
-    """Unix seconds at which the clock of the new processes begins."""
+    """Unix seconds at which it was noticed."""
+    started_at: float | None
+    """Unix seconds at which the clock of the new processes begins; None if the run ended before they served."""
     seconds: float
-    """From the noticing until the mesh served again, in seconds."""
+    """From the noticing until the mesh served again, or until the run ended, in seconds."""
 
 
 class Interval(Record):
@@ -418,7 +418,7 @@ Fact = (
     | Checkpoint
     | Pruned
     | Retry
-    | Restarted
+    | Failed
     | Intervals
     | End
     | Sealed

@@ -136,7 +136,7 @@ class Ledger:
     diverged: list[facts.Diverged] = field(default_factory=list)
     """All of them, in order."""
     retries: list[facts.Retry] = field(default_factory=list)
-    restarts: list[facts.Restarted] = field(default_factory=list)
+    failures: list[facts.Failed] = field(default_factory=list)
     """All of them, in order."""
     sources: list[facts.Source] = field(default_factory=list)
     """Code of the user's, of all incarnations."""
@@ -273,8 +273,8 @@ class Ledger:
                 self._see_weights(fact.step, fact.weights_digest, "in the checkpoint")
             case facts.Pruned():
                 self.pruned.update(fact.steps)
-            case facts.Restarted():
-                self.restarts.append(fact)
+            case facts.Failed():
+                self.failures.append(fact)
             case facts.Retry():
                 self.retries.append(fact)
             case facts.Intervals():

@@ -86,7 +86,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "age": _ages(ledger),
         "parity": _parity(ledger),
         "retries": len(ledger.retries),
-        "restarts": len(ledger.restarts),
+        "failures": len(ledger.failures),
         "seconds": _seconds(ledger),
     }
 
@@ -206,12 +206,12 @@ def _lost_seconds(ledger: Ledger, intervals: list[Interval]) -> float:
 
 
 def _lost_with_processes(ledger: Ledger, mesh: str, intervals: list[Interval]) -> float:
-    """What a mesh did between what it told last and the begin of the processes that took its place."""
+    """What a mesh did between what it told last and the begin of the processes that took its place, if any did."""
     lost = []
-    for fact in ledger.restarts:
+    for fact in ledger.failures:
         if fact.mesh == mesh:
-            told = [i.end for i in intervals if i.end <= fact.started_at]
-            lost.append(fact.started_at - max(told, default=fact.started_at))
+            until = fact.failed_at + fact.seconds if fact.started_at is None else fact.started_at
+            lost.append(until - max((i.end for i in intervals if i.end <= until), default=until))
     return math.fsum(lost)
 
 

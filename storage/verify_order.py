@@ -19,7 +19,7 @@ _Once = (
     | facts.Published
     | facts.Evaluated
     | facts.Retry
-    | facts.Restarted
+    | facts.Failed
 )
 """Facts that name a part or a measured time, so that no two are alike."""
 

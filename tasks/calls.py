@@ -18,6 +18,7 @@ from storage import facts, layout
 from storage.records import PartRef
 from tasks.run import ActiveRun
 
+
 async def on_replicas(
     run: ActiveRun,
     endpoint: str,
@@ -54,7 +55,7 @@ async def _on_replica(
                 endpoint, request, timeout_seconds=timeout_seconds
             )
         except MeshCall:
-            if mesh.failure is None or run.recovery is None:
+            if not mesh.has_failed() or run.recovery is None:
                 raise
             run.recovery.begin(mesh)
             request = dataclasses.replace(request, attempt=request.attempt + 1)
@@ -67,11 +68,11 @@ async def _serving(run: ActiveRun, replica: int) -> Mesh:
     """The replica, or the one that stands in for it if the config has others do so; waits while there is none."""
     meshes, recovery = run.meshes.generators, run.recovery
     mesh = meshes[replica]
-    if mesh.failure is None or recovery is None:
+    if not mesh.has_failed() or recovery is None:
         return mesh
     recovery.refuse(mesh)
     if recovery.policy(mesh) == "route_around":
-        others = [other for other in meshes if other.failure is None]
+        others = [other for other in meshes if not other.has_failed()]
         if others:
             return others[replica % len(others)]
     await _revived(run, mesh)
@@ -110,7 +111,7 @@ async def load_on_all(run: ActiveRun) -> list[LoadReply]:
 async def _load(run: ActiveRun, replica: int) -> None:
     mesh, recovery = run.meshes.generators[replica], run.recovery
     assert run.put is not None
-    if mesh.failure is None:
+    if not mesh.has_failed():
         try:
             answers: list[LoadReply] = await mesh.call(
                 "load_version",
@@ -119,7 +120,7 @@ async def _load(run: ActiveRun, replica: int) -> None:
                 timeout_seconds=run.config.timeouts.call_seconds,
             )
         except MeshCall:
-            if mesh.failure is None or recovery is None:
+            if not mesh.has_failed() or recovery is None:
                 raise
             recovery.begin(mesh)
         else:

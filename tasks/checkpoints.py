@@ -86,7 +86,7 @@ async def settle_checkpoint(run: ActiveRun, *, wait: bool) -> None:
         except TRANSIENT as error:
             lost += 1
             # What a dead trainer had taken is gone.
-            if lost > run.config.retry.attempts or run.meshes.trainer.failure is not None:
+            if lost > run.config.retry.attempts or run.meshes.trainer.has_failed():
                 raise
             cause = f"{type(error).__name__}: {error}"[:2000]
             seconds = time.monotonic() - started

@@ -123,7 +123,7 @@ class Pipeline:
     def has_lost(self, replica: int) -> bool:
         """Whether a replica has failed, or was started again, since it was last heard of."""
         mesh = self.run.meshes.generators[replica]
-        return mesh.failure is not None or mesh.openings != self.openings[replica]
+        return mesh.has_failed() or mesh.openings != self.openings[replica]
 
     async def lose(self, replica: int) -> None:
         """A replica has failed: what it was generating may be adopted by others."""

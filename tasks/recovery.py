@@ -11,14 +11,16 @@
     verifier      naming what it scores with                                   its stage is tried again
     weight store  putting the trainer's weights                                its stage is tried again
 
-A restart is a fact of the log once the mesh serves again, with what it cost.
+A failure is a fact of the log once the mesh serves again, or at the end of the run, with what it cost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 from forge_core.mesh import Mesh, MeshCall
 from forge_core.services.health import HealthOptions
 from storage import facts
+from storage.log import Fenced
 from tasks.together import first_of
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class Recovery:
         self._rows: dict[str, list[float]] = {}
         """By mesh, when it was started again, on the monotonic clock, in a row of restarts."""
         self._served_at: dict[str, float] = {}
-        self._num_restarts: dict[str, int] = {}
+        self._num_failures: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_change: Callable[[], Awaitable[None]] | None = None
         """Awaited when a mesh has failed, and when it serves again."""
@@ -74,7 +77,7 @@ class Recovery:
 
     def refuse(self, mesh: Mesh) -> None:
         """Raise FailedFast if the mesh has failed and the config handles that by ending the run."""
-        if mesh.failure is not None and self.policy(mesh) == "fail_fast":
+        if mesh.has_failed() and self.policy(mesh) == "fail_fast":
             raise FailedFast(
                 f"{mesh.name} failed: {mesh.failure}; faults.{mesh.unit} is fail_fast, so the run ends here and "
                 f"`forgeflow resume {self._run.run_id}` goes on"
@@ -108,28 +111,36 @@ class Recovery:
         Raises FailedFast, CrashLoop, and what its preparation raises for a reason that trying again would not mend.
         """
         async with self._locks.setdefault(mesh.name, asyncio.Lock()):
-            if mesh.failure is None:
+            if not mesh.has_failed():
                 return
             self.refuse(mesh)
-            cause, failed_at = mesh.failure, mesh.failed_at
+            cause, failed_at = str(mesh.failure), mesh.failed_at
             logger.warning("run %s: %s failed: %s", self._run.run_id, mesh.name, cause)
             await self._changed()
             await self._start_again(mesh, cause)
             mesh.serve()
-            now = time.time()
             self._served_at[mesh.name] = time.monotonic()
-            restarts = self._num_restarts[mesh.name] = self._num_restarts.get(mesh.name, 0) + 1
-            self._run.append(
-                facts.Restarted(
-                    mesh=mesh.name,
-                    cause=cause,
-                    restarts=restarts,
-                    failed_at=failed_at,
-                    started_at=mesh.started_at,
-                    seconds=max(0.0, now - failed_at),
-                )
-            )
+            self._tell(mesh, cause, failed_at, started_at=mesh.started_at)
         await self._changed()
+
+    def tell_lost(self) -> None:
+        """Log the failures of meshes that are not back and will not come back any more."""
+        for mesh in self._run.meshes.watched:
+            if mesh.failure is not None:
+                self._tell(mesh, mesh.failure, mesh.failed_at, started_at=None)
+
+    def _tell(self, mesh: Mesh, cause: str, failed_at: float, *, started_at: float | None) -> None:
+        self._num_failures[mesh.name] += 1
+        self._run.append(
+            facts.Failed(
+                mesh=mesh.name,
+                cause=cause,
+                failures=self._num_failures[mesh.name],
+                failed_at=failed_at,
+                started_at=started_at,
+                seconds=max(0.0, time.time() - failed_at),
+            )
+        )
 
     async def revive_all(self) -> None:
         """Bring back whatever has failed."""
@@ -196,6 +207,9 @@ async def guarded(run: ActiveRun) -> AsyncIterator[None]:
                 yield
             finally:
                 recovery.end()
+                # What cannot be told any more must not hide why the run ends.
+                with contextlib.suppress(OSError, Fenced):
+                    recovery.tell_lost()
     except BaseExceptionGroup as failures:
         failure = first_of(failures)
     if failure is not None:

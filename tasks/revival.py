@@ -83,5 +83,5 @@ async def _fill_weights(run: ActiveRun) -> None:
     try:
         await put_newest(run, forget=False)
     except MeshCall:
-        if run.meshes.trainer.failure is None:
+        if not run.meshes.trainer.has_failed():
             raise

@@ -30,8 +30,8 @@ from storage.runs import read_config, store_config
 from storage.summary import write_run_json
 from storage.workspace import local_folder
 from tasks.interrupts import cancelled_by
-from tasks.recovery import Recovery, guarded
 from tasks.provenance import git_commit, versions
+from tasks.recovery import Recovery, guarded
 from tasks.sources import keep_sources
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class ActiveRun:
         timeout = self.config.timeouts.call_seconds
         told = []
         for mesh in self.meshes.all:
-            if mesh.failure is not None:  # it is being started again, for a run that needs it no more
+            if mesh.has_failed():  # it is being started again, for a run that needs it no more
                 continue
             answers = await mesh.call("intervals", timeout_seconds=timeout)
             told.append(self.intervals(mesh.name, answers[0]))

@@ -40,9 +40,7 @@ async def _generate_on(replica: int, last_step: int) -> None:
         return replica not in line.requests and line.all_serve(last_step)
 
     while True:
-        await line.until(
-            lambda: line.has_lost(replica) or is_over() or line.has_work(replica)
-        )
+        await line.until(lambda: line.has_lost(replica) or is_over() or line.has_work(replica))
         if line.has_lost(replica):
             await _bring_back(replica)
             continue
@@ -56,7 +54,7 @@ async def _generate_on(replica: int, last_step: int) -> None:
                 timeout_seconds=run.config.timeouts.call_seconds,
             )
         except MeshCall:
-            if mesh.failure is None or run.recovery is None:
+            if not mesh.has_failed() or run.recovery is None:
                 raise
         else:
             await line.answered(replica, answers[0])

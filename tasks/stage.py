@@ -43,7 +43,7 @@ class _Budget:
     def spend(self) -> None:
         """An attempt was lost to something transient."""
         self._attempts += 1
-        if not any(mesh.failure is not None for mesh in self._run.meshes.watched):
+        if not any(mesh.has_failed() for mesh in self._run.meshes.watched):
             self._lost += 1
 
     @property

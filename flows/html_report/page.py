@@ -56,7 +56,7 @@ def _shown(run: RunData) -> dict[str, Any]:
         "reason": ledger.end.reason if ledger.end else None,
         "dropped": summary["groups"]["dropped"],
         "retries": ledger.retries,
-        "restarts": ledger.restarts,
+        "failures": ledger.failures,
         "samples": run.samples,
         "sources": summary["sources"],
         "versions": summary["versions"],

@@ -79,7 +79,7 @@ async def put_version(
     async with asyncio.timeout(timeout_seconds):
         await asyncio.gather(
             *(
-                torchstore.put(key, bucket, manifest.store)
+                torchstore.put(key, bucket, store_name=manifest.store)
                 for key, bucket in zip(manifest.keys, buckets, strict=True)
             )
         )
@@ -99,5 +99,5 @@ async def delete_version(manifest: Manifest, *, timeout_seconds: float) -> None:
     """Forget a version that no generator will ask for again. Safe to repeat."""
     async with asyncio.timeout(timeout_seconds):
         for key in manifest.keys:
-            if await torchstore.exists(key, manifest.store):
-                await torchstore.delete(key, manifest.store)
+            if await torchstore.exists(key, store_name=manifest.store):
+                await torchstore.delete(key, store_name=manifest.store)

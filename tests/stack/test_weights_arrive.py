@@ -109,7 +109,10 @@ async def _watch(folder: Path) -> Seen:
         await call(trainer, "warm_start")
         seen = Seen([], [], [], [], [], [])
         for version in range(3):
-            seen.published.append(await call(trainer, "publish", probe))
+            replaced = tuple(reply.manifest for reply in seen.published[-1:])
+            seen.published.append(
+                await call(trainer, "publish", probe, meshes.store_name, replaced)
+            )
             seen.loaded.append(
                 await call(generator, "load_version", seen.published[-1].manifest, probe)
             )
@@ -130,7 +133,7 @@ async def _watch(folder: Path) -> Seen:
         # In flight: the prompts begin under version 2 and go on under version 3, and two more begin then.
         await call(generator, "advance", _advance(0, _prompts(), budget_seconds=0.0))
         await call(generator, "advance", _advance(1, (), budget_seconds=0.02))
-        put = await call(trainer, "publish", probe)
+        put = await call(trainer, "publish", probe, meshes.store_name)
         last = _advance(2, _prompts(first_draw=2), manifest=put.manifest, probe=probe)
         seen.repeated += [await call(generator, "advance", last) for _ in range(2)]
         table = read_part(store, seen.repeated[0].stored.part)

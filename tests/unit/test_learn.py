@@ -58,6 +58,10 @@ class FakeMesh:
     def __init__(self, name: str, answers: dict[str, Any]) -> None:
         self.name = name
         self.answers = answers
+        self.openings = 1
+
+    def has_failed(self) -> bool:
+        return False
 
     async def call(self, endpoint: str, *arguments: Any, timeout_seconds: float) -> list[Any]:
         assert timeout_seconds > 0
@@ -77,6 +81,7 @@ def holding(
         ),
         opened_trainer=cast(Mesh, FakeMesh("trainer", trainer)),
         opened_verifier=cast(Mesh, FakeMesh("verifier", {})),
+        opened_weights=cast(Mesh, FakeMesh("weights", {})),
     )
     run = ActiveRun(
         run_id="r",

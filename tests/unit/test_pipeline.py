@@ -65,6 +65,11 @@ class Failing:
 @dataclasses.dataclass
 class Mesh:
     name: str
+    openings: int = 1
+    is_dead: bool = False
+
+    def has_failed(self) -> bool:
+        return self.is_dead
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def test_weights_count_as_published_once_all_have_them_and_agree(line: Pipeline)
     for ordinal in ordinals[:2]:
         line.admission.finish(ordinal)
     assert line.admission.take(1) == (0, 1)
-    line.put = PUT
+    line.run.put = PUT
     assert line.request(0).manifest is MANIFEST
     _fail_next(line)
     with pytest.raises(OSError):
@@ -171,7 +176,7 @@ def test_weights_count_as_published_once_all_have_them_and_agree(line: Pipeline)
 
 
 def test_a_replica_that_disagrees_stops_the_run(line: Pipeline) -> None:
-    line.put = PUT
+    line.run.put = PUT
     line.admission.taken = 1
     line.request(0)
     off = dataclasses.replace(LOADED, probe_logprobs=((-0.9,) * 300,))
