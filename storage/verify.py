@@ -108,6 +108,7 @@ def _count(counted: Counter[str], ledger: Ledger, entries: list[Entry]) -> None:
     counted["groups"] = len(ledger.groups)
     counted["steps"] = len(ledger.steps)
     counted["retries"] = len(ledger.retries)
+    counted["failures"] = len(ledger.failures)
 
 
 def _config_problems(

@@ -51,10 +51,6 @@ class _Budget:
         """Whether the stage may be tried again."""
         return self._lost <= self._run.config.retry.attempts and self._attempts <= self.most
 
-    def tries_again(self, task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-        """Prefect's question after a failed attempt."""
-        return isinstance(state.data, TRANSIENT) and self.has_left
-
     @property
     def most(self) -> int:
         """Most attempts after the first."""
@@ -70,6 +66,11 @@ class _Budget:
 
 
 _budget: ContextVar[_Budget] = ContextVar("forgeflow_budget")
+
+
+def _is_tried_again(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's question after a failed attempt; a function, for it takes a bound method for no condition at all."""
+    return isinstance(state.data, TRANSIENT) and _budget.get().has_left
 
 
 def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -111,6 +112,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
         name=name,
         cache_policy=NO_CACHE,
         persist_result=False,
+        retry_condition_fn=_is_tried_again,
     )
 
     @functools.wraps(function)
@@ -121,7 +123,6 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
             configured = prefect_task.with_options(
                 retries=budget.most,
                 retry_delay_seconds=budget.delays(),
-                retry_condition_fn=budget.tries_again,
             )
             result: R = await configured(*args, **kwargs)
             return result

@@ -33,6 +33,7 @@ KEYS = {
     "age": {"max", "mean"},
     "parity": {"mean", "max"},
     "retries": None,
+    "failures": None,
     "seconds": {"total", "down", "meshes"},
 }
 
@@ -80,6 +81,7 @@ def test_show_carries_every_key(tiny_run: Finished) -> None:
     assert summary["status"] == "finished"
     assert summary["bitwise"] is True
     assert summary["retries"] == 0
+    assert summary["failures"] == 0
     assert summary["groups"]["pending"] == 0
     assert summary["age"]["max"] == 0
 

@@ -162,6 +162,7 @@ def summary() -> dict[str, Any]:
         "tokens": {"response": 1234567},
         "parity": {"mean": 1e-6, "max": 0.000123},
         "retries": 2,
+        "failures": 1,
         "seconds": {"total": 61.6},
     }
 
@@ -178,6 +179,7 @@ def test_results_are_told_before_and_after(summary: dict[str, Any]) -> None:
     assert rows["response tokens"] == ("", "1,234,567")
     assert rows["largest parity gap"] == ("", "1.2e-04 nats")
     assert rows["retries"] == ("", "2")
+    assert rows["processes failed"] == ("", "1")
     assert rows["time"] == ("", "62 s")
 
 

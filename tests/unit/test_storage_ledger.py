@@ -223,6 +223,7 @@ SUMMARY: dict[str, Any] = {
     "age": {"max": 2, "mean": 0.6875},
     "parity": {"mean": 0.0015, "max": 0.004},
     "retries": 1,
+    "failures": 0,
     "seconds": {
         "total": 40.25,
         "down": 10.5,

@@ -47,6 +47,7 @@ def test_a_sound_run_has_no_problem(run: MadeRun) -> None:
         "groups": 5,
         "steps": 2,
         "retries": 0,
+        "failures": 0,
         "parts": 5,
         "bytes": report.counted["bytes"],
         "episodes": 24,
