@@ -58,6 +58,7 @@ class Mesh:
         self._spawn = spawn
         self._actors: Any = None
         self._opened = asyncio.Condition()
+        self._num_opened = 0
         self._deadlines: set[asyncio.Timeout] = set()
 
     async def open(self, started_at: float) -> None:
@@ -66,6 +67,7 @@ class Mesh:
         self.started_at = started_at
         self._actors = await self._spawn(started_at)
         async with self._opened:
+            self._num_opened = self.openings
             self._opened.notify_all()
 
     async def reopen(self) -> None:
@@ -74,9 +76,9 @@ class Mesh:
         await self.open(time.time())
 
     async def until_opened(self, after: int) -> None:
-        """Wait until it is opened more often than `after` times."""
+        """Wait until its processes stand that come after those of the opening of this number."""
         async with self._opened:
-            await self._opened.wait_for(lambda: self.openings > after)
+            await self._opened.wait_for(lambda: self._num_opened > after)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -105,12 +107,17 @@ class Mesh:
             if not deadline.expired():
                 deadline.reschedule(now)
 
-    async def watch(self, options: HealthOptions) -> None:
-        """Return once one of its processes has failed; the others are killed, so that calls to them end."""
+    async def watch(self, options: HealthOptions) -> int:
+        """Return once one of its processes has failed; the others are killed, so that calls to them end.
+
+        Gives the number of the opening whose processes they were.
+        """
+        opening = self._num_opened
         processes = self._processes[self.name]
         failure = await watch(processes, options)
-        self.fail(failure.reason)
+        self._fail(opening, failure.reason)
         await processes.kill()
+        return opening
 
     async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
         """Call an endpoint on every actor; answers in rank order.

@@ -179,8 +179,7 @@ class Recovery:
     async def _keep(self, mesh: Mesh) -> None:
         options = HealthOptions(silence_seconds=self._run.config.faults.silence_seconds)
         while True:
-            opening = mesh.openings
-            await mesh.watch(options)
+            opening = await mesh.watch(options)
             self.begin(mesh)
             await mesh.until_opened(opening)
 

@@ -36,6 +36,8 @@ class Pipeline(RuleBasedStateMachine):
             replicas=replicas,
         )
         self.serves = dict.fromkeys(range(replicas), 0)
+        self.newest = 0
+        """Newest version that a replica served which is lost."""
         self.at_work: dict[int, int] = {}
         self.oldest: dict[int, int] = {}
         self.done: set[int] = set()
@@ -107,7 +109,7 @@ class Pipeline(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         replica = data.draw(st.sampled_from(sorted(self.serves)))
-        del self.serves[replica]
+        self.newest = max(self.newest, self.serves.pop(replica))
         orphans = self.admission.lose(replica)
         assert sorted(orphans) == sorted(o for o, r in self.at_work.items() if r == replica)
         for ordinal in orphans:
@@ -126,7 +128,8 @@ class Pipeline(RuleBasedStateMachine):
     @rule(data=st.data())
     def restart(self, data: st.DataObject) -> None:
         """The controller dies; another goes on from what the log tells, with replicas that all serve one version."""
-        newest = max(self.serves.values(), default=0)
+        # None older than what was ever served, also by a replica that is lost: it restores the newest step there is.
+        newest = max(self.newest, *self.serves.values(), 0)
         served = data.draw(st.integers(newest, self.admission.taken))
         # Of what was under way some is stored unscored, and is scored now; the rest is lost in the engines.
         stored = {o for o in self.at_work if data.draw(st.booleans())}

@@ -46,8 +46,10 @@ class FakeMesh:
         self.failure, self.failed_at = reason, 1.0
         self._failed.set()
 
-    async def watch(self, options: Any) -> None:
+    async def watch(self, options: Any) -> int:
+        opening = self.openings
         await self._failed.wait()
+        return opening
 
     async def until_opened(self, after: int) -> None:
         while self.openings <= after:
