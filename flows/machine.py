@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.preflight import count_gpus
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -26,6 +25,7 @@ from flows.terminal import (
     refuse,
     set_up_logging,
 )
+from forge_core.placement.hosts import this_machine
 from storage.objects import check_writable
 
 _PACKAGES = {
@@ -90,12 +90,13 @@ def doctor(
     """Check that what a run needs is installed and can be imported."""
     set_up_logging(verbose)
     packages = {name: _examine(name, module) for name, module in _PACKAGES.items()}
+    host = this_machine()
     findings = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": count_gpus(),
+        "cores": len(host.cores),
+        "memory_bytes": host.memory_bytes,
+        "gpus": len(host.gpus),
         "store": _examine_store(store),
         "packages": packages,
     }

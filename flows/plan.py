@@ -31,6 +31,12 @@ def print_plan(plan: dict[str, Any]) -> None:
     gpus = plan["gpus"]
     out.print(f"GPUs    {gpus['needed']} needed, {gpus['present']} present", markup=False)
     out.print(f"Cores   {plan['cores']}", markup=False)
+    for each in plan["placement"]:
+        kind = "gpus" if each["gpus"] else "cores"
+        own = ", ".join(map(str, each[kind]))
+        out.print(f"        {each['mesh']} rank {each['rank']}: {kind} {own} of {each['host']}")
+    if plan["unbound"] is not None:
+        out.print(f"        no process is bound to cores: {plan['unbound']}", markup=False)
     if plan["parameters"] is not None:
         out.print(f"Model   {plan['parameters'] / 1e9:.3g} billion parameters", markup=False)
     if plan["needs"]:

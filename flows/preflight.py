@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from flows.estimate import check_fits, estimate, model_shape
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
-from forge_core.placement import place, roles_of
+from forge_core.placement.hosts import this_machine, visible_gpus
+from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -74,9 +74,15 @@ def find_model(config: RunConfig) -> ModelDirectory | None:
 
 def check_machine(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> None:
     """Refuse what does not fit this machine. Raises ValueError."""
-    _check_gpus(config)
-    if (shape := model_shape(config, model)) is not None:
+    _place(config, store_uri, model)
+
+
+def _place(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> Plan:
+    shape = model_shape(config, model)
+    plan = make_plan(config, [this_machine()], shape=shape)
+    if shape is not None:
         check_fits(estimate(config, shape, store_uri))
+    return plan
 
 
 def dry_run_plan(
@@ -87,13 +93,12 @@ def dry_run_plan(
     `refused` says why it would not start on this machine, if it would not.
     """
     shape = model_shape(config, model)
+    plan, refused = None, None
     try:
-        check_machine(config, store_uri, model)
-        refused = None
+        plan = _place(config, store_uri, model)
     except ValueError as error:
         refused = str(error)
     generators, trainer = config.generators, config.trainer
-    placement = place(config, roles_of(config))
     meshes = {
         "generators": {
             "meshes": generators.replicas,
@@ -131,11 +136,11 @@ def dry_run_plan(
         "episodes_per_step": config.groups_per_step * config.group_size,
         "meshes": meshes,
         "gpus": {
-            "needed": _needed_gpus(config),
-            "present": count_gpus(),
-            "trainer": placement.trainer,
-            "generators": placement.generators,
+            "needed": sum(ask.processes * ask.gpus for ask in asks(config).values()),
+            "present": len(visible_gpus()),
         },
+        "placement": [] if plan is None else _placed(plan),
+        "unbound": None if plan is None else plan.unbound,
         "parameters": None if shape is None else shape.num_parameters,
         "needs": [
             {
@@ -152,37 +157,14 @@ def dry_run_plan(
     }
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs of this machine that this process may use."""
-    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    # As CUDA does: the first index that is out of range hides all that follow.
-    for position, name in enumerate(names):
-        if name.lstrip("-").isdigit() and not 0 <= int(name) < present:
-            return position
-    return min(present, len(names))
-
-
-def _needed_gpus(config: RunConfig) -> int:
-    placement = place(config, roles_of(config))
-    return len(placement.trainer) + sum(len(gpus) for gpus in placement.generators)
-
-
-def _check_gpus(config: RunConfig) -> None:
-    asked, roles = [], roles_of(config)
-    if "generators" in roles and config.generators.device == "cuda":
-        asked.append(f"generators.replicas {config.generators.replicas}")
-    if "trainer" in roles and config.trainer.device == "cuda":
-        asked.append(f"trainer.ranks {config.trainer.ranks}")
-    needed, present = _needed_gpus(config), count_gpus()
-    if needed > present:
-        raise ValueError(
-            f"{' + '.join(asked)} on device cuda ask for {needed} GPUs and there are {present}: "
-            "lower them, or set the device to cpu"
-        )
+def _placed(plan: Plan) -> list[dict[str, Any]]:
+    """Each process that is granted devices or cores of its own."""
+    return [
+        {"mesh": name, "rank": rank, "host": grant.host, "gpus": slot.gpus, "cores": slot.cores}
+        for name, grant in plan.grants.items()
+        for rank, slot in enumerate(grant.slots)
+        if slot.gpus or slot.cores
+    ]
 
 
 def _render_prompts(environment: Environment) -> list[Prompt]:

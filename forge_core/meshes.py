@@ -14,9 +14,10 @@ Processes are children of the controller and die with it, also when it is killed
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from typing import Any
 
 from forge_core.config import RunConfig
 from forge_core.mesh import Mesh
-from forge_core.placement import Role, place
+from forge_core.placement.allocator import Slot
+from forge_core.placement.claims import claimed_plan
+from forge_core.placement.hosts import this_machine
+from forge_core.placement.roles import Role
 from forge_core.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -150,20 +154,21 @@ async def open_meshes(
 
     # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
     monarch.actor.unhandled_fault_hook = _log_fault
-    owned = Processes(config.shutdown.grace_seconds, config.timeouts.startup_seconds)
-    meshes = _declare(owned, config, store_uri, workdir, roles)
-    try:
-        # All at the same time.
-        await asyncio.gather(*(mesh.open(started_at) for mesh in meshes.watched))
-        yield meshes
-    finally:
+    with claimed_plan(config, [this_machine()], roles=roles) as plan:
+        owned = Processes(plan, config.shutdown.grace_seconds, config.timeouts.startup_seconds)
+        meshes = _declare(owned, config, store_uri, workdir, roles)
         try:
-            if meshes.opened_weights is not None and meshes.weights.openings:
-                await weight_store.forget(
-                    meshes.store_name, timeout_seconds=_FORGET_TIMEOUT_SECONDS
-                )
+            # All at the same time.
+            await asyncio.gather(*(mesh.open(started_at) for mesh in meshes.watched))
+            yield meshes
         finally:
-            await owned.stop()
+            try:
+                if meshes.opened_weights is not None and meshes.weights.openings:
+                    await weight_store.forget(
+                        meshes.store_name, timeout_seconds=_FORGET_TIMEOUT_SECONDS
+                    )
+            finally:
+                await owned.stop()
 
 
 def _declare(
@@ -174,41 +179,37 @@ def _declare(
     from forge_core.actors.trainer import Trainer
     from forge_core.actors.verifier import Verifier
 
-    placement = place(config, roles)
     base = (config, store_uri)
 
-    def generator(replica: int, gpus: Sequence[int]) -> Mesh:
+    def generator(replica: int) -> Mesh:
         name = f"generator-{replica}"
 
         async def spawn(started_at: float) -> Any:
-            processes = await owned.start(name, 1, _generator(config, gpus))
+            processes = await owned.start(name, functools.partial(_generator, config))
             return processes.spawn(name, Generator, replica, *base, started_at)
 
         return Mesh(name, "generators", owned, spawn)
 
     async def spawn_trainer(started_at: float) -> Any:
         processes = await owned.start(
-            "trainer", config.trainer.ranks, _trainer(config, placement.trainer)
+            "trainer", functools.partial(_process, config.trainer.threads)
         )
         # A group that has lost a rank cannot be joined again.
         rendezvous = str(workdir / f"trainer-rendezvous-{trainer.openings}")
         return processes.spawn("trainer", Trainer, *base, rendezvous, started_at)
 
     async def spawn_verifier(started_at: float) -> Any:
-        processes = await owned.start("verifier", 1, _cpu(1))
+        processes = await owned.start("verifier", _light)
         return processes.spawn("verifier", Verifier, *base, started_at)
 
     async def spawn_weights(_: float) -> Any:
         return await _start_weight_store(owned, weights.openings, config)
 
+    replicas = config.generators.replicas if "generators" in roles else 0
     trainer = Mesh("trainer", "trainer", owned, spawn_trainer)
     weights = Mesh("weights", "weights", owned, spawn_weights)
     return Meshes(
-        generators=tuple(
-            generator(i, gpus)
-            for i, gpus in enumerate(placement.generators)
-            if "generators" in roles
-        ),
+        generators=tuple(map(generator, range(replicas))),
         opened_trainer=trainer if "trainer" in roles else None,
         opened_verifier=Mesh("verifier", "verifier", owned, spawn_verifier)
         if "verifier" in roles
@@ -225,7 +226,7 @@ async def _start_weight_store(owned: Processes, opening: int, config: RunConfig)
         await weight_store.forget(
             weight_store_name(opening - 1), timeout_seconds=_FORGET_TIMEOUT_SECONDS
         )
-    volume = await owned.start("weights", 1, _cpu(1))
+    volume = await owned.start("weights", _light)
     await weight_store.start(
         volume, weight_store_name(opening), timeout_seconds=config.timeouts.startup_seconds
     )
@@ -235,27 +236,22 @@ def _log_fault(failure: Any) -> None:
     logger.warning("mesh %s: %s", failure.mesh_name, " ".join(failure.report().split())[:300])
 
 
-def _cpu(threads: int, gpu: int | None = None) -> dict[str, str]:
+def _process(threads: int, slot: Slot) -> dict[str, str]:
     return {
         **_PROCESS_ENVIRONMENT,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "" if gpu is None else _visible_gpu(gpu),
+        "CUDA_VISIBLE_DEVICES": ",".join(slot.gpus),
     }
 
 
-def _visible_gpu(index: int) -> str:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index] if visible else str(index)
+def _light(slot: Slot) -> dict[str, str]:
+    return _process(1, slot)
 
 
-def _generator(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
-    environment = _cpu(config.generators.threads, gpus[0] if gpus else None)
-    if not gpus:
+def _generator(config: RunConfig, slot: Slot) -> dict[str, str]:
+    environment = _process(config.generators.threads, slot)
+    if config.generators.device == "cpu":
         # vLLM compiles a few small functions even in eager mode, which costs seconds at every start.
         environment["TORCHDYNAMO_DISABLE"] = "1"
-    return lambda _rank: environment
-
-
-def _trainer(config: RunConfig, gpus: Sequence[int]) -> Callable[[int], dict[str, str]]:
-    return lambda rank: _cpu(config.trainer.threads, gpus[rank] if gpus else None)
+    return environment

@@ -1,4 +1,4 @@
-"""The processes that a run's meshes live on: started one by one, watched, stopped within a grace."""
+"""The processes that a run's meshes live on: started where the plan says, watched, stopped within a grace."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forge_core.placement.allocator import Slot
+from forge_core.placement.plan import Plan
+
 logger = logging.getLogger(__name__)
 
-Environment = dict[str, str] | Callable[[int], dict[str, str]]
-"""Variables of every process of a mesh, or of each by its rank."""
+Environment = Callable[[Slot], dict[str, str]]
+"""Variables of a process of a mesh, by what it was granted."""
 
 MESH_VARIABLE = "FORGEFLOW_MESH"
 """Environment variable by which a process can be told from others: the name of its mesh."""
@@ -40,15 +43,14 @@ class ProcessMesh:
     @staticmethod
     async def spawn(
         name: str,
-        procs: int,
+        slots: Sequence[Slot],
         environment: Environment,
         *,
         startup_seconds: float,
         host: Any = None,
-        proc_bind: list[dict[str, str]] | None = None,
     ) -> ProcessMesh:
-        """Spawn `procs` processes on a Monarch host mesh, this machine unless given, and wait until each has told who
-        it is. Raises TimeoutError if that takes longer than `startup_seconds`; what was spawned is then stopped."""
+        """Spawn a process in each slot of a Monarch host mesh, this machine unless given, and wait until each has told
+        who it is. Raises TimeoutError if that takes longer than `startup_seconds`; what was spawned is then stopped."""
         from monarch.actor import default_bootstrap_cmd, this_host
 
         from forge_core.actors.process import ProcessInfo
@@ -57,12 +59,13 @@ class ProcessMesh:
         command = default_bootstrap_cmd()
 
         def bootstrap(point: Any) -> Any:
-            own = environment(point["procs"]) if callable(environment) else environment
-            return command.with_env({**own, MESH_VARIABLE: name})
+            return command.with_env({**environment(slots[point["procs"]]), MESH_VARIABLE: name})
 
-        more = {} if proc_bind is None else {"proc_bind": proc_bind}
         mesh = (this_host() if host is None else host).spawn_procs(
-            per_host={"procs": procs}, name=name, bootstrap_command=bootstrap, **more
+            per_host={"procs": len(slots)},
+            name=name,
+            bootstrap_command=bootstrap,
+            proc_bind=_core_binding(slots),
         )
         try:
             info = mesh.spawn(f"{name}-process", ProcessInfo)
@@ -114,17 +117,19 @@ async def _stop_mesh(mesh: Any, reason: str) -> None:
 
 
 class Processes:
-    """The process meshes of one run: started one by one, stopped all at once."""
+    """The process meshes of one run: started one by one where its plan says, stopped all at once."""
 
-    def __init__(self, grace_seconds: float, startup_seconds: float) -> None:
+    def __init__(self, plan: Plan, grace_seconds: float, startup_seconds: float) -> None:
+        self._plan = plan
         self._grace_seconds = grace_seconds
         self._startup_seconds = startup_seconds
         self._meshes: dict[str, ProcessMesh] = {}
 
-    async def start(self, name: str, procs: int, environment: Environment) -> Any:
+    async def start(self, name: str, environment: Environment) -> Any:
         """Spawn a mesh and wait until each of its processes has told its pid; its Monarch handle."""
+        slots = self._plan.take(name).slots
         mesh = await ProcessMesh.spawn(
-            name, procs, environment, startup_seconds=self._startup_seconds
+            name, slots, environment, startup_seconds=self._startup_seconds
         )
         self._meshes[name] = mesh
         return mesh.mesh
@@ -134,10 +139,20 @@ class Processes:
         return self._meshes[name]
 
     async def end(self, name: str) -> None:
-        """Kill a mesh, so that another may take its name; harmless if there is none."""
+        """Kill a mesh, so that another may take its name and what it held; harmless if there is none."""
         if (mesh := self._meshes.pop(name, None)) is not None:
             await mesh.kill()
+        self._plan.give_back(name)
 
     async def stop(self) -> None:
         """Stop every mesh, whatever state it is in."""
         await asyncio.gather(*(mesh.stop(self._grace_seconds) for mesh in self._meshes.values()))
+        for name in self._meshes:
+            self._plan.give_back(name)
+
+
+def _core_binding(slots: Sequence[Slot]) -> list[dict[str, str]] | None:
+    """Monarch's form of the cores of each process; None where none is bound."""
+    if not any(slot.cores for slot in slots):
+        return None
+    return [{"cpus": ",".join(map(str, slot.cores))} for slot in slots]

@@ -18,7 +18,7 @@ from forge_core.actors.messages import CheckpointReply, LoadReply, PublishReply
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.meshes import Meshes, open_meshes
-from forge_core.placement import mesh_names, roles_of
+from forge_core.placement.roles import mesh_names, roles_of
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
 from storage import facts, layout

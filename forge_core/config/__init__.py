@@ -6,7 +6,7 @@ well under a second. Unknown keys are refused everywhere.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,9 @@ class RunConfig(Section):
     `forgeflow train-rounds`."""
     collect: CollectConfig | None = None
     """A round to collect for another run; given by `forgeflow collect`."""
+    core_binding: Literal["auto", "bound", "shared"] = "auto"
+    """Whether processes that compute on CPU are bound to cores of their own. Where those that are busy at the same time
+    have more threads than cores are free, `bound` refuses to start and `auto` binds none; `shared` never does."""
     gpu_memory_gib: float | None = Field(None, gt=0.0)
     """Memory of a GPU, in GiB, that estimates are held against; none: what this machine's GPUs have."""
     model: ModelConfig = ModelConfig()

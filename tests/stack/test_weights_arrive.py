@@ -32,7 +32,7 @@ from forge_core.actors.messages import (
 from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt, prompt_id
 from forge_core.meshes import Meshes, open_meshes
-from forge_core.placement import roles_of
+from forge_core.placement.roles import roles_of
 from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import LocalStore

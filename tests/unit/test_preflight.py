@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.liveness import true_status
-from flows.preflight import count_gpus, dry_run_plan, preflight
+from flows.preflight import dry_run_plan, preflight
+from forge_core.placement.hosts import visible_gpus
 from forge_core.settings import load_config
 from storage.objects import open_store
 from storage.records import Controller, Incarnation
@@ -125,7 +126,7 @@ def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
 def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert count_gpus() == 0
+    assert visible_gpus() == ()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""What a run's processes will need of memory, estimated from the model's shape before anything is started.
+
+N is the number of parameters, R the trainer's ranks. A rank of FSDP2 holds 16 N / R bytes: parameters, gradients and
+AdamW's two moments in float32. Activations are those of Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) without
+the attention scores, which fused attention does not keep: 34 bytes per token, layer and hidden unit at two bytes an
+element; and four float32 copies of the logits. Estimates round up rather than down.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
+
+GIB = 2**30
+PROCESS_BYTES = int(0.8 * GIB)
+"""Libraries and buffers of one process that has imported torch; measured at 0.76 GiB."""
+_VOCABULARY_OF_TINY = 353
+
+
+def model_shape(config: RunConfig, folder: Path | None = None) -> ModelShape | None:
+    """The shape of the model to be trained, which lies in `folder` if it is not where the config says.
+
+    None for one of the hub whose shape nobody gives, and for one that is no dense Llama or Qwen.
+    """
+    path = config.model.path
+    if path is None:
+        return _shape_of_tiny(config)
+    if folder is None and path.startswith(HUB_PREFIX):
+        return config.model.shape
+    file = (folder or Path(path).expanduser()) / "config.json"
+    return _shape_of(json.loads(file.read_text("utf-8")))
+
+
+def _shape_of_tiny(config: RunConfig) -> ModelShape:
+    tiny = config.model.tiny
+    return ModelShape(
+        hidden_size=tiny.hidden_size,
+        num_layers=tiny.num_layers,
+        num_heads=tiny.num_heads,
+        num_kv_heads=tiny.num_kv_heads,
+        head_size=tiny.hidden_size // tiny.num_heads,
+        intermediate_size=3 * tiny.hidden_size,
+        vocabulary_size=_VOCABULARY_OF_TINY,
+        ties_embeddings=True,
+    )
+
+
+def _shape_of(document: dict[str, Any]) -> ModelShape | None:
+    """The shape that a dense Llama or Qwen's config.json tells; None if it is of another kind."""
+    if any("expert" in key for key in document):
+        return None
+    try:
+        heads = int(document["num_attention_heads"])
+        return ModelShape(
+            hidden_size=int(document["hidden_size"]),
+            num_layers=int(document["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(document.get("num_key_value_heads") or heads),
+            head_size=int(document.get("head_dim") or document["hidden_size"] // heads),
+            intermediate_size=int(document["intermediate_size"]),
+            vocabulary_size=int(document["vocab_size"]),
+            ties_embeddings=bool(document.get("tie_word_embeddings", False)),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def generator_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes of the device's memory that one process of a generator holds, by what for."""
+    size = element_bytes(config)
+    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * size
+    longest = per_token * config.generators.max_model_len
+    on_cpu = config.generators.device == "cpu"
+    cache = int(config.generators.kv_cache_gib * GIB) if on_cpu else longest
+    return {
+        "weights": size * shape.num_parameters,
+        "key-value cache" if on_cpu else "key-value cache of one sequence": max(cache, longest),
+    }
+
+
+def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes of the device's memory that one rank of the trainer holds, by what for."""
+    size, ranks = element_bytes(config), config.trainer.ranks
+    tokens = config.trainer.micro_batch_tokens
+    block = shape.num_layer_parameters
+    return {
+        "parameters, gradients, optimizer": math.ceil(16 * shape.num_parameters / ranks),
+        "gathered layers": 2 * size * max(block, shape.vocabulary_size * shape.hidden_size),
+        "activations": 17 * size * tokens * shape.num_layers * shape.hidden_size,
+        "logits": 4 * 4 * tokens * shape.vocabulary_size,
+    }
+
+
+def published_bytes(shape: ModelShape) -> int:
+    """Size of one published version."""
+    return 4 * shape.num_parameters
+
+
+def element_bytes(config: RunConfig) -> int:
+    """Size of an element of the weights that generate."""
+    return 2 if config.model.dtype == "bfloat16" else 4

@@ -1,0 +1,26 @@
+"""What meshes a run has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from forge_core.config import RunConfig
+
+Role = Literal["generators", "trainer", "verifier", "weights"]
+"""What meshes are for."""
+
+_ALL: frozenset[Role] = frozenset({"generators", "trainer", "verifier", "weights"})
+_TRAINS_ONLY: frozenset[Role] = frozenset({"trainer"})
+
+
+def roles_of(config: RunConfig) -> frozenset[Role]:
+    """Roles of the meshes that a run of a config opens: a trainer alone where all episodes are stored already."""
+    return _TRAINS_ONLY if config.replay is not None or config.train_rounds else _ALL
+
+
+def mesh_names(config: RunConfig) -> tuple[str, ...]:
+    """Names of a run's meshes that log intervals."""
+    roles = roles_of(config)
+    replicas = config.generators.replicas if "generators" in roles else 0
+    others = (name for name in ("trainer", "verifier") if name in roles)
+    return (*(f"generator-{i}" for i in range(replicas)), *others)
