@@ -59,12 +59,15 @@ class Mesh:
         self._actors: Any = None
         self._opened = asyncio.Condition()
         self._num_opened = 0
+        self.loaded = asyncio.Event()
+        """Set while its processes have imported and loaded what they need, in which they may have been deaf."""
         self._deadlines: set[asyncio.Timeout] = set()
 
     async def open(self, started_at: float) -> None:
         """Start the processes and their actors. Raises TimeoutError if they do not answer in time."""
         self.openings += 1
         self.started_at = started_at
+        self.loaded.clear()
         self._actors = await self._spawn(started_at)
         async with self._opened:
             self._num_opened = self.openings
@@ -92,15 +95,22 @@ class Mesh:
     def serve(self) -> None:
         """Let calls through again."""
         self.failure = None
+        self.loaded.set()
 
     def has_failed(self) -> bool:
         """Whether calls to it fail at once."""
         return self.failure is not None
 
     def fail(self, reason: str) -> None:
-        """End the calls under way, and let none through any more. The first reason stays."""
+        """End the calls under way, and let none through any more.
+
+        Fails it once more while it is started again, the first failure is the one that counts for how long it lasts.
+        """
         if self.failure is None:
             self.failure, self.failed_at = reason, time.time()
+        else:
+            logger.warning("%s failed while it was started again: %s", self.name, reason)
+            self.failure = reason
         # Monarch takes seconds to tell them.
         now = asyncio.get_running_loop().time()
         for deadline in self._deadlines:

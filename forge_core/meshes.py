@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 # Read by Monarch once, before its first call: how soon dead, frozen and lost processes are noticed.
 _MONARCH_ENVIRONMENT = {
     "HYPERACTOR_MESH_SUPERVISION_POLL_FREQUENCY": "500ms",
-    "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "10s",
-    "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "10s",
+    # On a busy machine a process may take long to tell how it is; that it hangs is found out by its heartbeats.
+    "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "60s",
+    "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "60s",
     # Monarch's own log, in a folder of the user's that all its programs share, would grow with every run.
     "MONARCH_FILE_LOG": "error",
     # TorchStore would set it, and say so on stdout.

@@ -51,6 +51,8 @@ async def build_model() -> None:
             "encode_probe", run.config.parity.probe_tokens, timeout_seconds=timeout
         )
         run.probe = answers[0]
+    for mesh in run.meshes.watched:
+        mesh.loaded.set()
 
 
 async def _model_directory(run: ActiveRun) -> str:

@@ -41,6 +41,10 @@ Prepare = Callable[["ActiveRun", Mesh], Awaitable[None]]
 _TRANSIENT = (MeshCall, OSError, TimeoutError)
 
 
+# An import can hold Python's lock for seconds, on a busy machine for many; what never ends misses its deadline.
+_PATIENT = HealthOptions(silence_seconds=60.0, asleep_seconds=120.0)
+
+
 class FailedFast(RuntimeError):
     """A process failed, and the config says that the run ends with it."""
 
@@ -177,11 +181,24 @@ class Recovery:
         row.append(time.monotonic())
 
     async def _keep(self, mesh: Mesh) -> None:
-        options = HealthOptions(silence_seconds=self._run.config.faults.silence_seconds)
         while True:
-            opening = await mesh.watch(options)
+            opening = await self._first_failure(mesh)
             self.begin(mesh)
             await mesh.until_opened(opening)
+
+    async def _first_failure(self, mesh: Mesh) -> int:
+        """Wait for the failure of a mesh's processes, with more patience until they have loaded what they need."""
+        strict = HealthOptions(silence_seconds=self._run.config.faults.silence_seconds)
+        loaded = asyncio.create_task(mesh.loaded.wait())
+        watch = asyncio.create_task(mesh.watch(_PATIENT))
+        try:
+            await asyncio.wait({loaded, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                return watch.result()
+        finally:
+            loaded.cancel()
+            watch.cancel()
+        return await mesh.watch(strict)
 
     async def _changed(self) -> None:
         if self.on_change is not None:

@@ -38,6 +38,7 @@ class FakeMesh:
         self.asked: list[Any] = []
         self.dies_in_call = 0
         self._failed, self._opened = asyncio.Event(), asyncio.Event()
+        self.loaded = asyncio.Event()
 
     def has_failed(self) -> bool:
         return self.failure is not None
