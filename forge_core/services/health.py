@@ -22,7 +22,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from forge_core.services.evidence import ProcessSample, process_ended, sample_process
 
@@ -30,13 +30,17 @@ _MOSTLY = 0.8
 
 
 class FailureKind(StrEnum):
-    """How a process failed."""
+    """How a process, or what runs in it, failed."""
 
     DIED = "died"
     STOPPED = "stopped"
     SPINS = "spins"
     SLEEPS = "sleeps"
     UNREACHABLE = "unreachable"
+    NOT_STARTED = "not_started"
+    """It did not come to serve."""
+    DEAF = "deaf"
+    """It did not give up a request that was past its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Failure:
     """How it failed."""
     reason: str
     """One sentence for people, naming the process."""
+    cause: BaseException | None = None
+    """What was raised, if anything was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +143,7 @@ async def watch(target: Watched, options: HealthOptions | None = None) -> Failur
         done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
         return next(iter(done)).result()
     finally:
-        await _end(*watches)
+        await end_tasks(*watches)
 
 
 async def _watch_process(target: Watched, rank: int, options: HealthOptions) -> Failure:
@@ -152,12 +158,12 @@ async def _watch_process(target: Watched, rank: int, options: HealthOptions) -> 
             try:
                 failure = await _await_beat(beat, ended, pid, called, options)
             finally:
-                await _end(beat)
+                await end_tasks(beat)
             if failure is not None:
                 return failure
             await asyncio.wait({ended}, timeout=options.interval_seconds)
     finally:
-        await _end(ended)
+        await end_tasks(ended)
 
 
 async def _await_beat(
@@ -197,7 +203,8 @@ async def _never() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def _end(*tasks: asyncio.Task[Failure] | asyncio.Task[None]) -> None:
+async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what still runs, and wait for it to end, however it does."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,70 @@
+"""What a service needs of a replica, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+from forge_core.services.health import Failure
+
+
+class State(StrEnum):
+    """Where a replica stands; `forge_core.services.seat` has the way from one to the next."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Replica(Protocol):
+    """One life of a replica: started once, stopped once, replaced by another when it failed.
+
+    It is watched as `forge_core.services.health.Watched`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in logs and reasons."""
+
+    @property
+    def pids(self) -> Sequence[int | None]:
+        """Process id by rank, once started; None for one that is not on this machine."""
+
+    async def start(self) -> None:
+        """Start the processes. Raises whatever keeps them from it; what was started is then stopped."""
+
+    async def setup(self) -> None:
+        """Make it ready to serve. Raises what the actor's own `setup` raises, and ReplicaLost."""
+
+    async def call(
+        self, number: int, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Have request `number`, unlike any other that it has, answered.
+
+        Raises what the endpoint raises, or ReplicaLost. If it is cancelled, the request goes on until `cancel`.
+        """
+
+    async def cancel(self, number: int) -> None:
+        """Have it give a request up; return once it has. Nothing happens if it does not have it."""
+
+    async def beat(self, rank: int) -> None:
+        """Return once a process has answered a heartbeat. Raises RuntimeError if it is known to be dead."""
+
+    async def turn(self, rank: int) -> None:
+        """Return once the actor itself, between two endpoints' awaits, has answered."""
+
+    def abandon(self, failure: Failure) -> None:
+        """Raise ReplicaLost from every call under way, and from those to come."""
+
+    async def explain(self) -> str | None:
+        """Why it died, if anybody knows; at most a second after its death."""
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop it, in whatever state it is; at once if there is no grace."""
+
+
+MakeReplica = Callable[[str], Replica]
+"""Makes a replica of a name; it is started later."""
