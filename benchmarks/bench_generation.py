@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forge_core.meshes import _PROCESS_ENVIRONMENT
+from forge_core.process_environment import PROCESS_ENVIRONMENT
 
 PAIRS = 7
 
 
 def main() -> None:
     """Measure, print, record."""
-    os.environ.update({**_PROCESS_ENVIRONMENT, "OMP_NUM_THREADS": "2"})
+    os.environ.update({**PROCESS_ENVIRONMENT, "OMP_NUM_THREADS": "2"})
     from vllm import SamplingParams
 
     from benchmarks.record import write_record

@@ -29,43 +29,10 @@ from forge_core.placement.allocator import Slot
 from forge_core.placement.claims import claimed_plan
 from forge_core.placement.hosts import this_machine
 from forge_core.placement.roles import Role
+from forge_core.process_environment import MONARCH_ENVIRONMENT, process_environment
 from forge_core.processes import Processes
 
 logger = logging.getLogger(__name__)
-
-# Read by Monarch once, before its first call: how soon dead, frozen and lost processes are noticed.
-_MONARCH_ENVIRONMENT = {
-    "HYPERACTOR_MESH_SUPERVISION_POLL_FREQUENCY": "500ms",
-    # On a busy machine a process may take long to tell how it is; that it hangs is found out by its heartbeats.
-    "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "60s",
-    "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "60s",
-    # Monarch's own log, in a folder of the user's that all its programs share, would grow with every run.
-    "MONARCH_FILE_LOG": "error",
-    # TorchStore would set it, and say so on stdout.
-    "HYPERACTOR_CODEC_MAX_FRAME_LENGTH": "910737418240",
-}
-
-# What every process of a mesh runs with. Waiting threads sleep: a spinning neighbour slows a two-thread
-# step many times over.
-_PROCESS_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONWARNINGS": "ignore",
-    # glog's warnings on the machine's memory layout are of no use to a reader.
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
 
 _FORGET_TIMEOUT_SECONDS = 1.0
 
@@ -128,7 +95,7 @@ def _opened(name: str, mesh: Mesh | None) -> Mesh:
 
 def preload() -> None:
     """Import what `open_meshes` needs, which takes seconds, in which a running event loop would hear no signal."""
-    os.environ.update(_MONARCH_ENVIRONMENT)
+    os.environ.update(MONARCH_ENVIRONMENT)
     import forge_core.actors.generator
     import forge_core.actors.trainer
     import forge_core.actors.verifier  # noqa: F401
@@ -238,12 +205,7 @@ def _log_fault(failure: Any) -> None:
 
 
 def _process(threads: int, slot: Slot) -> dict[str, str]:
-    return {
-        **_PROCESS_ENVIRONMENT,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": ",".join(slot.gpus),
-    }
+    return process_environment(threads, slot.gpus)
 
 
 def _light(slot: Slot) -> dict[str, str]:

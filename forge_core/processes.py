@@ -101,12 +101,16 @@ class ProcessMesh:
             logger.warning("mesh %s did not stop in order, and is killed: %s", self.name, error)
         await self.kill()
 
-    async def kill(self) -> None:
-        """End the processes at once, also those that are stopped or hang."""
+    def kill_processes(self) -> None:
+        """End those on this machine at once, also if they are stopped or hang; `kill` or `stop` is still to follow."""
         for pid in self.pids:
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    async def kill(self) -> None:
+        """End the processes, and let Monarch note it."""
+        self.kill_processes()
         await _stop_mesh(self.mesh, "killed")
 
 

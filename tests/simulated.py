@@ -173,6 +173,9 @@ class SimulatedReplica:
             if not reply.done():
                 reply.set_exception(ReplicaLost(failure.reason))
 
+    def kill(self) -> None:
+        self.is_up = False
+
     async def explain(self) -> str | None:
         return "Killed(sig=9)"
 

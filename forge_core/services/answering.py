@@ -200,9 +200,8 @@ class Answering:
         except ReplicaLost as lost:
             supervisor.report(replica, Failure(FailureKind.DIED, str(lost), lost.__cause__))
         except TimeoutError:
-            reason = (
-                f"{replica.name} did not give {request.endpoint} up, {options.cancel_seconds:g} s after its deadline"
-            )
+            late = f"{options.cancel_seconds:g} s after its deadline"
+            reason = f"{replica.name} did not give {request.endpoint} up, {late}"
             supervisor.report(replica, Failure(FailureKind.DEAF, reason))
         finally:
             self._dispatch.give_back(request)

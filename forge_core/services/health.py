@@ -11,9 +11,10 @@ one that does not come depends on what the kernel says of the process:
     silent, and waits for a CPU or a disk             busy machine   never
     silent, and cannot be looked at (another host)    unreachable    after `unseen_seconds`
 
-A process that works holds Python's lock for milliseconds at a time, so that on a loaded machine the answer comes late
-but comes: only a process that did get the CPU, for `busy_seconds`, and yet did not answer, spins. Where this process
-itself was late, only a part of the time counts: answers may lie here unread.
+A process that works lets go of Python's lock every few milliseconds, so that on a loaded machine the answer comes late
+but comes: only one that did get the CPU, for `busy_seconds`, a hundred times as long as Python lets a thread keep
+others waiting, and yet did not answer, spins. Where this process itself was late, only a part of the time counts:
+answers may lie here unread.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class HealthOptions:
     """Between two heartbeats, and between two looks at a silent process."""
     silence_seconds: float = 2.5
     """Of a process that is stopped, or that computes."""
-    busy_seconds: float = 1.0
+    busy_seconds: float = 0.5
     """Processor time, all threads together, that a process must have got during its silence to be called hanging."""
     asleep_seconds: float = 10.0
     """Of a process whose threads all sleep."""

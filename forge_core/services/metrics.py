@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 _SHORTEST_SECONDS = 1e-5
@@ -188,12 +188,18 @@ class ReplicaMetrics:
             )
         )
 
+    def explain(self, at: float, reason: str) -> None:
+        """More is known of the failure that was found at `at`."""
+        for position, record in enumerate(self._failures):
+            if record.at == at - self._opened_at:
+                self._failures[position] = replace(record, reason=reason)
+
     def serve(self, now: float) -> None:
         """A life begins to serve: what failed before is mended."""
         for position, record in enumerate(self._failures):
             if record.down_seconds is None:
-                down = now - self._opened_at - record.at
-                self._failures[position] = FailureRecord(**{**asdict(record), "down_seconds": down})
+                down_seconds = now - self._opened_at - record.at
+                self._failures[position] = replace(record, down_seconds=down_seconds)
 
     def snapshot(
         self, now: float, *, name: str, state: str, under_way: int, load: float

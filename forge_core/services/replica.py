@@ -59,8 +59,11 @@ class Replica(Protocol):
     def abandon(self, failure: Failure) -> None:
         """Raise ReplicaLost from every call under way, and from those to come."""
 
+    def kill(self) -> None:
+        """End what is left of its processes, as far as they are on this machine, and give its place back."""
+
     async def explain(self) -> str | None:
-        """Why it died, if anybody knows; at most a second after its death."""
+        """Why it died, if anybody knows; within seconds, and before `stop`."""
 
     async def stop(self, grace_seconds: float) -> None:
         """Stop it, in whatever state it is; at once if there is no grace."""

@@ -85,6 +85,7 @@ class Supervisor:
         self._leaving = asyncio.Event()
         self._told: asyncio.Future[Failure] = loop.create_future()
         self._served_from = math.nan
+        self._dead: dict[Replica, asyncio.Task[Failure]] = {}
 
     @property
     def has_served(self) -> bool:
@@ -122,6 +123,7 @@ class Supervisor:
                     break
                 delay = self._delay()
                 if delay is None:
+                    failure = await self._explained(failure)
                     raise self._giving_up(failure) from failure.cause
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
@@ -132,6 +134,8 @@ class Supervisor:
                 self.started.set_exception(error)
                 self.started.exception()  # whoever opens the service may be gone
             raise
+        finally:
+            await asyncio.gather(*self._dead.values(), return_exceptions=True)
 
     def _giving_up(self, failure: Failure) -> GaveUp:
         if self._options.policy == "fail_fast":
@@ -152,7 +156,7 @@ class Supervisor:
         self._told = asyncio.get_running_loop().create_future()
         self._to(State.STARTING)
         # Each life has a name of its own, which its processes and their logs carry.
-        name = self.seat.name if life == 0 else f"{self.seat.name}.{life}"
+        name = self.seat.name if life == 0 else f"{self.seat.name}-r{life}"
         self.replica = replica = self._make(name)
         grace_seconds = 0.0
         try:
@@ -161,13 +165,15 @@ class Supervisor:
                 self._serve()
                 failure = await self._until_over(replica)
             if failure is not None:
-                return await self._fail(replica, failure)
-            grace_seconds = self._options.grace_seconds
-            return None
+                self._fail(replica, failure)
+            else:
+                grace_seconds = self._options.grace_seconds
+            return failure
         finally:
             self._dispatch.close(self.seat, failed=True)
             replica.abandon(Failure(FailureKind.DIED, f"{name} was stopped"))
-            await replica.stop(grace_seconds)
+            if replica not in self._dead:
+                await replica.stop(grace_seconds)
 
     async def _begin(self, replica: Replica, *, is_first: bool) -> Failure | None:
         """Make a replica ready. The failure if it cannot be; raises what is not its, but its author's."""
@@ -235,16 +241,32 @@ class Supervisor:
             self.seat.on_idle = None
             await end_tasks(leaving, *watches)
 
-    async def _fail(self, replica: Replica, failure: Failure) -> Failure:
-        """Have everything under way go elsewhere at once, then find out and tell why it failed."""
+    def _fail(self, replica: Replica, failure: Failure) -> None:
+        """Have everything under way go elsewhere at once; find out in the background what a dead one died of."""
         now, requests = self._clock(), self.seat.under_way
         self._dispatch.close(self.seat, failed=True)
         replica.abandon(failure)
-        if failure.kind is FailureKind.DIED and (reason := await replica.explain()) is not None:
-            failure = dataclasses.replace(failure, reason=f"{failure.reason}: {reason}")
         self.metrics.fail(now, failure.kind, failure.reason, requests)
         self._to(State.FAILED, failure.reason)
-        return failure
+        if failure.kind is FailureKind.DIED:
+            replica.kill()
+            self._dead[replica] = asyncio.create_task(self._bury(replica, failure, now))
+
+    async def _bury(self, replica: Replica, failure: Failure, at: float) -> Failure:
+        """The failure with what is known of its cause."""
+        try:
+            if (why := await replica.explain()) is not None:
+                failure = dataclasses.replace(failure, reason=f"{failure.reason}: {why}")
+                self.metrics.explain(at, failure.reason)
+            return failure
+        finally:
+            await replica.stop(0.0)
+            self._dead.pop(replica, None)
+
+    async def _explained(self, failure: Failure) -> Failure:
+        """The last failure, once all that can be known of it is known."""
+        burial = self._dead.get(self.replica) if self.replica is not None else None
+        return failure if burial is None else await burial
 
     def _to(self, state: State, reason: str | None = None) -> None:
         self.state = state

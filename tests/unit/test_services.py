@@ -300,7 +300,7 @@ def test_with_restart_a_replica_does_again_what_it_was_doing() -> None:
         done, waiting = await asyncio.wait(calls, timeout=4.0)
         assert len(done) == 3 and waiting == {calls[2]}
         assert await calls[2] == 2
-        assert world.alive[2].name == "echo-2.1" and world.alive[2].calls == ["setup", "echo"]
+        assert world.alive[2].name == "echo-2-r1" and world.alive[2].calls == ["setup", "echo"]
 
     run(body, policy="restart", health=HealthOptions(interval_seconds=0.1))
 
@@ -337,7 +337,7 @@ def test_a_crash_loop_ends_with_its_cause() -> None:
 
     with pytest.raises(ServiceFailed, match=r"the last of 4 failures in a row") as caught:
         run(body, replicas=1, tell=tell)
-    assert "echo-0.3 has no room" in str(caught.value.__cause__)
+    assert "echo-0-r3 has no room" in str(caught.value.__cause__)
     assert len(started) == 4
     waits = [b - a for a, b in itertools.pairwise(started[1:])]
     # Each start takes 0.1 s; then 0.1, 0.2 s, give or take a half.
@@ -450,7 +450,7 @@ def test_a_session_stays_with_its_replica_and_says_when_it_moves() -> None:
             assert session.moves == 1 and other.moves == 0
             assert moved == [session.replica] and world.answers["history"] == 1
             holder = next(
-                each for each in world.alive if each.name.split(".")[0] == session.replica
+                each for each in world.alive if each.name.removesuffix("-r1") == session.replica
             )
             assert holder.calls[-2:] == ["echo", "echo"]
             assert service.metrics().moved_sessions == 1

@@ -179,16 +179,16 @@ def starved(cpu_seconds: float) -> ProcessSample:
 
 def test_a_process_that_waits_for_a_cpu_is_never_blamed() -> None:
     assert verdict([starved(0.9)] * 10_000) is None
-    # A thousandth of a core, as on a machine that swaps: not a second of work in a quarter of an hour.
-    assert verdict([starved(i * 0.5e-3) for i in range(1800)]) is None
+    # A thousandth of a core, as on a machine that swaps: not half a second of work in a quarter of an hour.
+    assert verdict([starved(i * 0.25e-3) for i in range(1800)]) is None
 
 
-def test_one_that_got_the_cpu_is_blamed_once_it_had_a_second_of_it() -> None:
+def test_one_that_got_the_cpu_is_blamed_once_it_had_half_a_second_of_it() -> None:
     assert verdict([starved(i * 0.5) for i in range(6)]) == FailureKind.SPINS
     assert verdict([starved(i * 0.5) for i in range(4)]) is None
     # On a crowded machine that takes longer.
     crowded = [starved(i * 0.05) for i in range(25)]
-    assert verdict(crowded[:20]) is None and verdict(crowded) == FailureKind.SPINS
+    assert verdict(crowded[:10]) is None and verdict(crowded) == FailureKind.SPINS
 
 
 def test_what_was_computed_before_the_silence_does_not_count() -> None:
