@@ -46,8 +46,8 @@ class Sufferer:
                 "run", "--preset", "tiny", "--store", str(store), "--run-id", run_id, *SMALL, *options
             ),
             env={**os.environ, MARK: self.mark},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )  # fmt: skip
 
@@ -65,7 +65,7 @@ class Sufferer:
         """Wait for so many facts of a kind."""
         deadline = time.monotonic() + SECONDS
         while self.count(kind) < number:
-            assert self.process.poll() is None, self.process.communicate()[1]
+            assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < deadline, f"no {kind} {number} in {SECONDS} s"
             time.sleep(0.05)
 
@@ -83,9 +83,9 @@ class Sufferer:
 
     def finish(self) -> Finished:
         """Wait for its end."""
-        errors = self.process.communicate(timeout=SECONDS)[1]
+        told = self.process.communicate(timeout=SECONDS)[0]
         summary = json.loads((self.store / "runs" / self.run_id / "run.json").read_bytes())
-        return Finished(self.process.returncode, summary, errors, self.store, self.run_id)
+        return Finished(self.process.returncode, summary, told, self.store, self.run_id)
 
     def end(self) -> None:
         """Leave nothing of it."""

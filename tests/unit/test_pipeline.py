@@ -175,6 +175,24 @@ def test_weights_count_as_published_once_all_have_them_and_agree(line: Pipeline)
     assert (published.policy_version, published.seconds) == (1, 0.75)
 
 
+def test_what_a_lost_replica_had_begun_is_begun_again_under_its_ids(line: Pipeline) -> None:
+    first = line.request(0)
+    mesh = cast(Any, line.run.meshes.generators[0])
+    mesh.is_dead = True
+    assert line.has_lost(0)
+    asyncio.run(line.lose(0))
+    assert line.all_serve(1), "it holds nobody up"
+    mesh.is_dead, mesh.openings = False, 2
+    assert line.has_lost(0), "a successor knows nothing of what it was asked"
+    asyncio.run(line.take_back(0))
+    assert not line.has_lost(0)
+    again = line.request(0)
+    assert again.seq == first.seq + 1
+    assert [d.group_id for d in again.prompts] == [d.group_id for d in first.prompts]
+    assert {d.attempt for d in again.prompts} == {2}
+    assert line.run.ledger.num_pending == len(first.prompts)
+
+
 def test_a_replica_that_disagrees_stops_the_run(line: Pipeline) -> None:
     line.run.put = PUT
     line.admission.taken = 1

@@ -63,6 +63,18 @@ def test_something_new_before_provisional_steps_are_trained_again_is_found(
     assert "before steps 2, 3 were trained again after step 1" in run.told("provisional")
 
 
+def test_draws_go_on_while_only_the_trainer_is_started_again(store: LocalStore) -> None:
+    """Within an incarnation what steps are owed is in batches already; a new step before them is still too early."""
+    run = made_run.resumed(store, end=False)
+    run.restore(0)
+    run.admit(5, [6])
+    run.train(1, [0, 1])
+    assert ("provisional", "run-00000006") not in run.problems()
+    run.round(6, [7], table([7], [3, 3]))
+    run.train(4, [7])
+    assert ("provisional", "step 4") in run.problems()
+
+
 def test_a_new_step_in_place_of_provisional_ones_is_found(store: LocalStore) -> None:
     run = made_run.resumed(store, end=False)
     run.round(5, [6], table([6], [3, 3]))
