@@ -13,6 +13,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     bitwise    the same config twice, under other run ids: the same weights to the bit
     3.1        the flow process killed at 30 points of runs in each regime, ten of them on S3: each run goes on to its
                end, is sound, and in sync has the weights of an undisturbed run to the byte
+    failures   a process of each kind killed in mid-step, in each regime: the run ends by itself, is sound, tells the
+               failure, and its last evaluation is that of the runs unharmed
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.browser import look_at
+from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
 from storage.objects import open_store
@@ -306,6 +309,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "offline": prove_offline,
     "bitwise": prove_bitwise,
     **PROOFS,
+    **FAILURE_PROOFS,
 }
 
 

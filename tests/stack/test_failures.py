@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from audit import audit
 from harness import Finished, assert_verified, command
+from sufferer import Sufferer
 
-from forge_core.processes import MESH_VARIABLE
-
-MARK = "FORGEFLOW_TEST_MARK"
 REWARD = f"reward={Path(__file__).with_name('rewards.py')}:by_hash"
 SMALL = (
     "--set", "warm_start.steps=5", "--set", "evaluation.num_prompts=20",
@@ -36,69 +31,11 @@ FAILURES = {
 }
 
 
-class Sufferer:
-    """A run under way."""
-
-    def __init__(self, store: Path, run_id: str, *options: str) -> None:
-        self.store, self.run_id, self.mark = store, run_id, uuid.uuid4().hex
-        self.process = subprocess.Popen(
-            command(
-                "run", "--preset", "tiny", "--store", str(store), "--run-id", run_id, *SMALL, *options
-            ),
-            env={**os.environ, MARK: self.mark},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
-
-    def count(self, kind: str) -> int:
-        """Facts of a kind in the log so far."""
-        log = self.store / "runs" / self.run_id / "log"
-        paths = [path for path in log.iterdir() if path.name[0] != "."] if log.exists() else []
-        return sum(
-            fact["kind"] == kind
-            for path in paths
-            for fact in json.loads(path.read_bytes())["facts"]
-        )
-
-    def until(self, kind: str, number: int) -> None:
-        """Wait for so many facts of a kind."""
-        deadline = time.monotonic() + SECONDS
-        while self.count(kind) < number:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, f"no {kind} {number} in {SECONDS} s"
-            time.sleep(0.05)
-
-    def processes(self, mesh: str | None = None) -> list[psutil.Process]:
-        """Every process of the run, or of a mesh of it."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                variables = process.environ()
-            except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-                continue
-            if variables.get(MARK) == self.mark and mesh in (None, variables.get(MESH_VARIABLE)):
-                found.append(process)
-        return found
-
-    def finish(self) -> Finished:
-        """Wait for its end."""
-        told = self.process.communicate(timeout=SECONDS)[0]
-        summary = json.loads((self.store / "runs" / self.run_id / "run.json").read_bytes())
-        return Finished(self.process.returncode, summary, told, self.store, self.run_id)
-
-    def end(self) -> None:
-        """Leave nothing of it."""
-        for process in self.processes():
-            process.kill()
-        self.process.communicate()
-
-
 @pytest.fixture(scope="module")
 def survivor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """An async run with two replicas, in which one process after the other fails."""
     run = Sufferer(
-        tmp_path_factory.mktemp("store"), "r", "--regime", "async", "--set", "steps=40",
+        tmp_path_factory.mktemp("store"), "r", *SMALL, "--regime", "async", "--set", "steps=40",
         "--set", "generators.replicas=2", "--set", "trainer.ranks=2", "--set", "checkpoint.every=4",
     )  # fmt: skip
     try:
@@ -151,7 +88,7 @@ def test_where_time_went_is_known_of_every_mesh(survivor: Finished) -> None:
 
 def test_fail_fast_ends_the_run_at_once_and_resume_goes_on(tmp_path: Path) -> None:
     run = Sufferer(
-        tmp_path, "r", "--set", "steps=4", "--set", "trainer.ranks=1", "--set", "faults.generators=fail_fast",
+        tmp_path, "r", *SMALL, "--set", "steps=4", "--set", "trainer.ranks=1", "--set", "faults.generators=fail_fast",
         "--set", "checkpoint.every=2",
     )  # fmt: skip
     try:
