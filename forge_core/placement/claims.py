@@ -21,6 +21,9 @@ from forge_core.placement.roles import Role
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "forgeflow-core-"
+"""Before the number of a core, in the name of its claim."""
+
 
 @contextmanager
 def claimed_plan(
@@ -65,7 +68,7 @@ def claimed_cores(host: Host, number: int) -> Iterator[Host]:
 def _claim(core: int) -> socket.socket | None:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        claim.bind(f"\0forgeflow-core-{core}")
+        claim.bind(f"\0{PREFIX}{core}")
     except OSError:
         claim.close()
         return None

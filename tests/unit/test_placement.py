@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from forge_core.config import RunConfig
+from forge_core.placement import claims
 from forge_core.placement.claims import claimed_plan
 from forge_core.placement.hosts import THIS_MACHINE, Host, this_machine
 from forge_core.placement.plan import Plan, make_plan
@@ -82,7 +83,12 @@ def test_a_mesh_that_stopped_gives_back_what_it_held_and_may_take_it_again() -> 
     assert plan.take("trainer") is plan.grants["trainer"]
 
 
-def test_runs_of_one_machine_are_bound_to_different_cores() -> None:
+def test_runs_of_one_machine_are_bound_to_different_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Cores that a run beside the tests has claimed are not for them to have.
+    prefix = f"forgeflow-test-{os.getpid()}-"
+    monkeypatch.setattr(claims, "PREFIX", prefix)
     cores = this_machine().cores
     one = _config("regime=sync", "generators.threads=1", "trainer.ranks=1")
     with claimed_plan(one, [this_machine()]) as first:
@@ -91,10 +97,11 @@ def test_runs_of_one_machine_are_bound_to_different_cores() -> None:
             assert second.grants["trainer"].cores == (() if len(cores) == 1 else cores[1:2])
         assert taken == cores[:1]
         script = (
-            "from forge_core.placement.claims import claimed_cores\n"
+            "from forge_core.placement import claims\n"
+            f"claims.PREFIX = {prefix!r}\n"
             "from forge_core.placement.hosts import this_machine\n"
             "host = this_machine()\n"
-            "with claimed_cores(host, len(host.cores)) as found: print(found.cores)"
+            "with claims.claimed_cores(host, len(host.cores)) as found: print(found.cores)"
         )
         told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert told.stdout.strip() == "()", told.stderr
