@@ -72,10 +72,12 @@ class LocalStore:
                 _sync_directory(path.parent)
 
     def read(self, key: str) -> bytes:
-        path = self._path(key)
+        check_key(key)
         with self._saying("read", key):
             try:
-                return path.read_bytes()
+                # Neither a `Path` nor a buffer: opening a long log reads thousands of small objects.
+                with open(f"{self.root}/{key}", "rb", buffering=0) as file:
+                    return file.readall()
             except _NOT_THERE:
                 raise ObjectNotFound(f"store {self.uri} holds no object {key!r}") from None
 
@@ -103,10 +105,9 @@ class LocalStore:
         with self._saying("list", prefix):
             for path, folders, names in os.walk(self._folder(prefix), onerror=_raise_unless_gone):
                 folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
-                relative = Path(path).relative_to(self.root)
-                keys += [
-                    (relative / name).as_posix() for name in names if not name.startswith(TEMPORARY)
-                ]
+                relative = Path(path).relative_to(self.root).as_posix()
+                folder = "" if relative == "." else f"{relative}/"
+                keys += [f"{folder}{name}" for name in names if not name.startswith(TEMPORARY)]
         return sorted(key for key in keys if key.startswith(prefix))
 
     def folders(self, prefix: str) -> list[str]:

@@ -21,7 +21,6 @@ from storage.records import (
     Controller,
     EntryPosition,
     Incarnation,
-    parse_record,
     read_record,
     read_records,
 )
@@ -134,10 +133,8 @@ def read_incarnations(store: ObjectStore, run_id: str) -> list[Incarnation]:
 def read_entries(store: ObjectStore, run_id: str) -> list[Entry]:
     """All entries of the run that count, in order. Raises ValueError if one is unreadable."""
     keys = counting_keys(store, run_id, read_incarnations(store, run_id))
-    return [
-        check_place(key, parse_record(key, data, Entry))
-        for key, data in zip(keys, store.read_many(keys), strict=True)
-    ]
+    entries = read_records(store, keys, Entry)
+    return [check_place(key, entry) for key, entry in zip(keys, entries, strict=True)]
 
 
 def counting_keys(store: ObjectStore, run_id: str, incarnations: list[Incarnation]) -> list[str]:

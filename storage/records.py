@@ -1,10 +1,12 @@
 """The records that are stored as JSON objects, and how they are read back."""
 
+import gc
 import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -38,10 +40,28 @@ def read_records(
     store: ObjectStore, keys: Sequence[str], record_type: type[RecordType]
 ) -> list[RecordType]:
     """The records under the keys, in order, fetched at once where the store can. Raises as `read_record` does."""
-    return [
-        parse_record(key, data, record_type)
-        for key, data in zip(keys, store.read_many(keys), strict=True)
-    ]
+    contents = store.read_many(keys)
+    with _without_collection():
+        return [
+            parse_record(key, data, record_type) for key, data in zip(keys, contents, strict=True)
+        ]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Look for no garbage in cycles meanwhile.
+
+    Parsed records are many, live on and form none, so that every search among them is in vain: those for a long log
+    took longer than its parsing. Threads may overlap here: it is on again at the latest when the last has left.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def parse_record(key: str, data: bytes, record_type: type[RecordType]) -> RecordType:
