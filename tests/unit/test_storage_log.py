@@ -1,5 +1,6 @@
 """The log: what is acknowledged counts, and one controller at a time holds a run."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -209,6 +210,24 @@ def test_an_unreadable_entry_is_named(tmp_path: Path) -> None:
     store.replace(key, store.read(layout.entry_key("run", 0, 0)))
     with pytest.raises(ValueError, match=f"{key} holds entry 0 of incarnation 0"):
         read_entries(store, "run")
+
+
+def test_reading_leaves_garbage_collection_as_it_was(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    log = _claim(store)
+    log.append(_fact(0))
+    read_entries(store, "run")
+    assert gc.isenabled()
+    store.put_if_absent(layout.entry_key("run", 0, 1), b'{"facts":')
+    with pytest.raises(ValueError):
+        read_entries(store, "run")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        read_incarnations(store, "run")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_missing_incarnation_is_named(tmp_path: Path) -> None:
