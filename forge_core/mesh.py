@@ -61,6 +61,7 @@ class Mesh:
         self._num_opened = 0
         self.loaded = asyncio.Event()
         """Set while its processes have imported and loaded what they need, in which they may have been deaf."""
+        self._failed_opening = 0
         self._deadlines: set[asyncio.Timeout] = set()
 
     async def open(self, started_at: float) -> None:
@@ -104,11 +105,14 @@ class Mesh:
     def fail(self, reason: str) -> None:
         """End the calls under way, and let none through any more.
 
-        Fails it once more while it is started again, the first failure is the one that counts for how long it lasts.
+        The first reason of an opening stays. If it fails once more while it is started again, the first failure is the
+        one that counts for how long it lasts.
         """
         if self.failure is None:
             self.failure, self.failed_at = reason, time.time()
-        else:
+            self._failed_opening = self.openings
+        elif self.openings != self._failed_opening:
+            self._failed_opening = self.openings
             logger.warning("%s failed while it was started again: %s", self.name, reason)
             self.failure = reason
         # Monarch takes seconds to tell them.

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from forge_core.mesh import Mesh, MeshCall
 from forge_core.services.health import HealthOptions
+from forge_core.services.restarts import RestartOptions, Restarts
 from storage import facts
 from storage.log import Fenced
 from tasks.together import first_of
@@ -67,8 +68,14 @@ class Recovery:
         self._prepare = prepare
         self._group = group
         self._locks: dict[str, asyncio.Lock] = {}
-        self._rows: dict[str, list[float]] = {}
-        """By mesh, when it was started again, on the monotonic clock, in a row of restarts."""
+        faults = run.config.faults
+        options = RestartOptions(
+            most=faults.most_restarts,
+            delay_seconds=faults.restart_delay_seconds,
+            longest_delay_seconds=faults.longest_delay_seconds,
+            sound_seconds=faults.sound_seconds,
+        )
+        self._restarts = {mesh.name: Restarts(options) for mesh in run.meshes.watched}
         self._served_at: dict[str, float] = {}
         self._num_failures: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,20 +172,15 @@ class Recovery:
 
     async def _back_off(self, mesh: Mesh, cause: str) -> None:
         """Wait before a restart, the longer the more there were in a row. Raises CrashLoop."""
-        settings = self._run.config.faults
-        row = self._rows.setdefault(mesh.name, [])
-        served_at = self._served_at.pop(mesh.name, None)
-        if served_at is not None and time.monotonic() - served_at >= settings.sound_seconds:
-            row.clear()
-        if len(row) >= settings.most_restarts:
+        now = time.monotonic()
+        delay = self._restarts[mesh.name].after(now - self._served_at.pop(mesh.name, now))
+        if delay is None:
+            most = self._run.config.faults.most_restarts
             raise CrashLoop(
-                f"{mesh.name} failed again after {len(row)} restarts in a row (faults.most_restarts "
-                f"{settings.most_restarts}); the last cause: {cause}"
+                f"{mesh.name} failed again after {most} restarts in a row (faults.most_restarts {most}); the last "
+                f"cause: {cause}"
             )
-        if row:
-            delay = settings.restart_delay_seconds * 2 ** (len(row) - 1)
-            await asyncio.sleep(min(settings.longest_delay_seconds, delay))
-        row.append(time.monotonic())
+        await asyncio.sleep(delay)
 
     async def _keep(self, mesh: Mesh) -> None:
         while True:

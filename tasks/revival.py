@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from forge_core.actors.messages import LoadReply
 from forge_core.mesh import Mesh, MeshCall
 from tasks.collect import known_batches
 from tasks.learn import check_parity, published_fact, put_newest, train_step
 from tasks.prepare import restore_from_parent, restore_newest, warm_start_trainer
 from tasks.run import ActiveRun
+
+logger = logging.getLogger(__name__)
 
 
 async def prepare(run: ActiveRun, mesh: Mesh) -> None:
@@ -39,10 +43,11 @@ async def _prepare_generator(run: ActiveRun, mesh: Mesh) -> None:
             answers: list[LoadReply] = await mesh.call(
                 "load_version", put.manifest, run.probe, timeout_seconds=timeouts.call_seconds
             )
-        except Exception:
+        except Exception as error:
             # What was the newest when this began may be forgotten by now.
             if run.put is put:
                 raise
+            logger.info("%s asks for newer weights, after %r", mesh.name, error)
             continue
         loaded = answers[0]
         run.append(run.intervals(mesh.name, loaded.intervals))
