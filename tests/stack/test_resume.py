@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -195,7 +196,7 @@ def test_prefects_retry_of_the_flow_run_goes_on_with_the_run(
     store = tmp_path / "store"
     config = _config(store)
     server = subprocess.Popen(
-        [command()[0].replace("forgeflow", "python"), str(Path(__file__).parent / "serve.py")],
+        [sys.executable, str(Path(__file__).parent / "serve.py")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
