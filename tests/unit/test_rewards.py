@@ -98,7 +98,7 @@ def test_columns_come_as_lists_of_one_value_per_completion(file: Path) -> None:
     ("name", "words"),
     [
         ("raises", "raised ZeroDivisionError: division by zero"),
-        ("hangs", "gave no answer within 2 s"),
+        ("hangs", "gave no answer within 1 s"),
         ("short", r"returned 1 values for 2 completions: \[1.0\]"),
         ("nan", "returned nan, which is no finite number, for the completion ''"),
         ("string", "returned '1.0', which is no finite number, for the completion 'seven'"),
@@ -111,7 +111,7 @@ def test_columns_come_as_lists_of_one_value_per_completion(file: Path) -> None:
 )
 def test_one_error_names_the_function_and_the_prompt(file: Path, name: str, words: str) -> None:
     with pytest.raises(RewardError, match=words) as caught:
-        _reward(file, name, seconds=2 if name == "hangs" else 20)
+        _reward(file, name, seconds=1 if name == "hangs" else 20)
     message = str(caught.value)
     assert f"{file}:{name}" in message and "'What is 3 + 4?'" in message
     assert len(message.splitlines()) == 1

@@ -7,23 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from made_runs import MadeRun, table_of
-from pyarrow import fs
 
 from storage import facts, layout
-from storage.client import Run
 from storage.compaction import compact, plan_compaction
 from storage.deleting import children, deletable, delete_run, expired
 from storage.gc import Limits, delete_garbage, find_garbage, sizes
 from storage.log import RunLog
-from storage.objects import LocalStore, open_store
+from storage.objects import LocalStore
 from storage.parts import read_part, write_part
 from storage.places import Compaction
 from storage.records import Controller, FileRef
-from storage.sampling import sample
-from storage.snapshots import Filters, take_snapshot
+from storage.snapshots import take_snapshot
 from storage.tombstones import is_deleted, objects_of
 
 HOUR = 3600.0
@@ -314,35 +310,6 @@ def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
     assert all(
         run.store.exists(each.part.key) for each in take_snapshot(run.store, ["run"]).commits
     )
-
-
-def test_a_bucket_is_served_alike(s3_store_uri: str) -> None:
-    store = open_store(s3_store_uri)
-    run = MadeRun(store)
-    for number in range(3):
-        run.commit([2 * number, 2 * number + 1])
-    run.end()
-    store.put_if_absent("probe-1234", b"first")
-    snapshot = take_snapshot(store, ["run"], Filters(min_reward=1.0))
-    before, drawn = snapshot.table(), sample(snapshot, 5, seed=3)
-    plan = plan_compaction(store, "run", take_snapshot(store, ["run"]).commits, whole=True)
-    assert compact(store, plan) is not None
-    assert delete_garbage(store, Limits(before=time.time() - HOUR)).garbage == []
-    deleted = delete_garbage(store, NOW).garbage
-    assert [each.kind for each in deleted] == [*["compacted parts"] * 3, "temporary files"]
-    assert not store.exists("probe-1234")
-    assert snapshot.table().equals(before)
-    assert sample(snapshot, 5, seed=3).equals(drawn)
-    client = Run(s3_store_uri, "run")
-    [part] = store.keys(layout.compacted_folder("run"))
-    assert client.files() == [f"{s3_store_uri}/{part}"]
-    system = fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"])
-    table = pq.read_table(
-        [file.removeprefix("s3://") for file in client.files()], filesystem=system
-    )
-    assert table.num_rows == client.episodes().num_rows == 12
-    delete_run(store, "run")
-    assert store.keys("") == [layout.deleted_key("run")]
 
 
 def test_a_run_is_deleted_whole_and_another_not_at_all(run: MadeRun) -> None:
