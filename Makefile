@@ -7,7 +7,7 @@ BAR ?=
 
 help:
 	@echo "make demo    post-train a small model on this machine and show what it learned"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, or some of them: make test ARGS=tests/unit/test_losses.py"
 	@echo "make lint    check format, style and types"
 	@echo "make bench   run the benchmarks"
 	@echo "make prove   show that one promise holds: make prove BAR=learning"
@@ -20,8 +20,14 @@ setup:
 demo: setup
 	@$(BIN)/forgeflow run --preset tiny --store forge-store
 
+# Unit tests keep a core busy each; a test on the real stack has its own processes, and the cores to itself.
 test: setup
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit
+	@$(BIN)/python -m pytest tests/stack
+endif
 
 lint: setup
 	@$(BIN)/ruff format --check .

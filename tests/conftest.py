@@ -20,7 +20,8 @@ STACK = Path(__file__).parent / "stack"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, while the whole run is under way; then what waits for it; last what wants quiet."""
+    """Unit tests first; of those on the stack, what waits for the whole run that is under way meanwhile comes after
+    the others; last what wants quiet."""
     for item in items:
         if STACK in item.path.parents:
             item.add_marker(pytest.mark.stack)
@@ -28,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         key=lambda item: (
             STACK in item.path.parents,
             item.path.name == "test_kills.py",
-            not _waits_for_tiny_run(item),
+            _waits_for_tiny_run(item),
         )
     )
 
