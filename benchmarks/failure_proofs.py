@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import signal
@@ -132,7 +133,7 @@ def _run(folder: str, name: str, meshes: tuple[str, ...], seed: int) -> dict[str
     return {
         **described,
         "scores": _scores(folder, run_id),
-        "weights": hash(weights_bytes(store, run_id)),
+        "weights": hashlib.sha256(weights_bytes(store, run_id)).hexdigest(),
     }
 
 

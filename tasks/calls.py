@@ -19,6 +19,10 @@ from storage.records import PartRef
 from tasks.run import ActiveRun
 
 
+class Overtaken(MeshCall):
+    """The weights that a request is for are nowhere any more, for the weight store failed and has newer ones now."""
+
+
 async def on_replicas(
     run: ActiveRun,
     endpoint: str,
@@ -30,7 +34,8 @@ async def on_replicas(
 
     A replica that fails meanwhile costs its own request alone, which another replica or its successor does from the
     begin: requests are seeded and each is alone in its engine, so that whoever does one gives the same tokens. Waits
-    for all of them, whoever fails: a retry would meet replicas that still work. Raises the first failure.
+    for all of them, whoever fails: a retry would meet replicas that still work. Raises the first failure, which is
+    Overtaken where a replica came back with newer weights: `level` them before the next attempt.
     """
     answers = await asyncio.gather(
         *(
@@ -49,7 +54,7 @@ async def _on_replica(
     run: ActiveRun, replica: int, endpoint: str, request: GenerateRequest, timeout_seconds: float
 ) -> GenerateReply:
     while True:
-        mesh = await _serving(run, replica)
+        mesh = await _serving(run, replica, request.policy_version)
         try:
             answers: list[GenerateReply] = await mesh.call(
                 endpoint, request, timeout_seconds=timeout_seconds
@@ -64,19 +69,34 @@ async def _on_replica(
         return answers[0]
 
 
-async def _serving(run: ActiveRun, replica: int) -> Mesh:
-    """The replica, or the one that stands in for it if the config has others do so; waits while there is none."""
+async def _serving(run: ActiveRun, replica: int, version: int) -> Mesh:
+    """The replica, or the one that stands in for it if the config has others do so; waits while there is none.
+
+    Raises Overtaken if the replica was started again and serves newer weights than the request is for.
+    """
     meshes, recovery = run.meshes.generators, run.recovery
     mesh = meshes[replica]
-    if not mesh.has_failed() or recovery is None:
-        return mesh
-    recovery.refuse(mesh)
-    if recovery.policy(mesh) == "route_around":
-        others = [other for other in meshes if not other.has_failed()]
-        if others:
-            return others[replica % len(others)]
-    await _revived(run, mesh)
+    if mesh.has_failed() and recovery is not None:
+        recovery.refuse(mesh)
+        if recovery.policy(mesh) == "route_around":
+            others = [
+                other
+                for index, other in enumerate(meshes)
+                if not other.has_failed() and _version(run, index) in (None, version)
+            ]
+            if others:
+                return others[replica % len(others)]
+        await _revived(run, mesh)
+    serves = _version(run, replica)
+    if serves is not None and serves > version:
+        raise Overtaken(f"{mesh.name} was started again with version {serves} instead of {version}")
     return mesh
+
+
+def _version(run: ActiveRun, replica: int) -> int | None:
+    """What a replica serves; None if it was not told to load anything."""
+    loaded = run.loads.get(replica)
+    return None if loaded is None else loaded.policy_version
 
 
 async def _revived(run: ActiveRun, mesh: Mesh) -> None:

@@ -9,6 +9,7 @@ from storage import facts, layout
 from storage.ledger import GroupState
 from tasks.batches import choose_batch
 from tasks.calls import commit_scored, on_replicas
+from tasks.learn import level
 from tasks.references import Generation, Round, Scored, StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import attempt, stage
@@ -41,6 +42,7 @@ async def generate(round: Round) -> Generation:
 
 async def _sample(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> None:
     config = run.config
+    await level(run)
     requests = {
         replica: GenerateRequest(
             run_id=run.run_id,

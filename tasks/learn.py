@@ -13,7 +13,7 @@ from forge_core.actors.messages import (
     TrainRequest,
 )
 from storage import facts
-from tasks.calls import load_on_all
+from tasks.calls import Overtaken, load_on_all
 from tasks.checkpoints import settle_checkpoint
 from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
@@ -105,8 +105,26 @@ async def publish(policy_version: int) -> None:
     are too far apart or too certain to show it.
     """
     run = current()
-    put = await put_weights(run, policy_version)
+    await _have_served(run, await put_weights(run, policy_version))
+
+
+async def level(run: ActiveRun) -> None:
+    """Publish the newest weights if a generator serves them that are not those that were published last.
+
+    In hybrid, a weight store that was filled anew in the middle of a round has newer ones than the round began with,
+    and so has each generator that is started again thereafter.
+    """
+    served = {loaded.policy_version for loaded in run.loads.values()}
+    if run.put is not None and not served <= {run.ledger.served_version}:
+        await _have_served(run, run.put)
+
+
+async def _have_served(run: ActiveRun, put: PublishReply) -> None:
     loaded = await load_on_all(run)
+    if {reply.policy_version for reply in loaded} != {put.manifest.policy_version}:
+        raise Overtaken(
+            f"version {put.manifest.policy_version} was replaced while generators loaded it"
+        )
     published = published_fact(put, loaded)
     run.append(published)
     check_parity(run, published)

@@ -62,8 +62,6 @@ class Pipeline:
     """To be scored, oldest first."""
     batches: dict[int, StepBatch] = field(default_factory=dict)
     """To be trained on, by step."""
-    loads: dict[int, LoadReply] = field(default_factory=dict)
-    """By replica, the arrival of the newest weights."""
     requests: dict[int, AdvanceRequest] = field(default_factory=dict)
     """By replica, what it was asked and has not answered."""
     num_requests: int = 0
@@ -135,10 +133,8 @@ class Pipeline:
         """A replica that has failed serves again, with the weights that it loaded for that."""
         self._lose(replica)
         self.openings[replica] = self.run.meshes.generators[replica].openings
-        version = self.run.ledger.base_step
-        if (loaded := self.run.loads.get(replica)) is not None:
-            self.loads[replica] = loaded
-            version = loaded.policy_version
+        loaded = self.run.loads.get(replica)
+        version = self.run.ledger.base_step if loaded is None else loaded.policy_version
         self.admission.serve(replica, version)
         self._tell_published()
         await self.tell()
@@ -147,7 +143,6 @@ class Pipeline:
         orphans = self.admission.lose(replica)
         self.attempts.update(layout.group_id(self.run.run_id, ordinal) for ordinal in orphans)
         self.requests.pop(replica, None)
-        self.loads.pop(replica, None)
         self.under_way.pop(replica, None)
 
     def all_serve(self, version: int) -> bool:
@@ -236,7 +231,7 @@ class Pipeline:
             new.append(generated(reply.seq, replica, reply.stored))
         if dropped := not_dropped(run, reply.too_long):
             new.append(facts.Dropped(group_ids=dropped, reason="prompt_too_long", step=None))
-        loads = {**self.loads, replica: reply.loaded} if reply.loaded else self.loads
+        loads = {**run.loads, replica: reply.loaded} if reply.loaded else run.loads
         published = self._published(loads) if reply.loaded is not None else None
         if published is not None:
             new.append(published)
@@ -246,7 +241,7 @@ class Pipeline:
         if published is not None:
             check_parity(run, published)
         del self.requests[replica]
-        self.loads = loads
+        run.loads = loads
         self.under_way[replica] = reply.num_under_way
         self.seconds += reply.seconds
         if reply.stored is not None:
@@ -294,18 +289,19 @@ class Pipeline:
     def _published(self, loads: dict[int, LoadReply]) -> facts.Published | None:
         """The fact that the newest weights are served, once every living replica has loaded them and none said so."""
         put = self.put
-        if put is None or not loads or not loads.keys() >= self.admission.served.keys():
+        living = sorted(self.admission.served)
+        if put is None or not living or not loads.keys() >= set(living):
             return None
         version = put.manifest.policy_version
-        if {load.policy_version for load in loads.values()} != {version}:
+        if {loads[replica].policy_version for replica in living} != {version}:
             return None
         if self.run.ledger.published[-1].policy_version == version:
             return None
-        return published_fact(put, [loads[replica] for replica in sorted(loads)])
+        return published_fact(put, [loads[replica] for replica in living])
 
     def _tell_published(self) -> None:
         """The last that was waited for may have loaded the newest weights, or be gone."""
-        if (published := self._published(self.loads)) is not None:
+        if (published := self._published(self.run.loads)) is not None:
             self.log(published)
             check_parity(self.run, published)
 

@@ -32,7 +32,8 @@ async def prepare(run: ActiveRun, mesh: Mesh) -> None:
 
 async def _prepare_generator(run: ActiveRun, mesh: Mesh) -> None:
     """Load the model, then the newest weights there are, until they still are the newest."""
-    timeouts = run.config.timeouts
+    timeouts, replica = run.config.timeouts, run.meshes.generators.index(mesh)
+    run.loads.pop(replica, None)
     if run.model_directory is None:
         return
     await mesh.call("load", run.model_directory, timeout_seconds=timeouts.startup_seconds)
@@ -52,7 +53,7 @@ async def _prepare_generator(run: ActiveRun, mesh: Mesh) -> None:
         loaded = answers[0]
         run.append(run.intervals(mesh.name, loaded.intervals))
         check_parity(run, published_fact(put, [loaded]))
-        run.loads[run.meshes.generators.index(mesh)] = loaded
+        run.loads[replica] = loaded
         if run.put is put:
             return
 

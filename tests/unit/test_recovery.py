@@ -11,20 +11,23 @@ from typing import Any, cast
 import pytest
 
 import tasks.revival
-from forge_core.actors.messages import GenerateReply, GenerateRequest
+from forge_core.actors.messages import GenerateReply, GenerateRequest, LoadReply, PublishReply
 from forge_core.config import RunConfig
 from forge_core.mesh import Mesh, MeshCall
 from forge_core.meshes import Meshes
+from forge_core.weights.manifest import Manifest
 from storage import facts
 from storage.ledger import Ledger
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
 from storage.records import Controller
-from tasks.calls import on_replicas
+from tasks.calls import Overtaken, on_replicas
+from tasks.learn import level
 from tasks.recovery import CrashLoop, FailedFast, guarded
 from tasks.run import ActiveRun
 
 SECONDS = 20.0
+PROBE = ((-0.5,) * 300,)
 
 
 class FakeMesh:
@@ -73,6 +76,8 @@ class FakeMesh:
             raise MeshCall(f"{self.name} has failed")
         self.asked.append(arguments[0])
         await asyncio.sleep(0)
+        if endpoint == "load_version":
+            return [_loaded(arguments[0].policy_version)]
         if self.dies_in_call:
             self.dies_in_call -= 1
             self.die()
@@ -96,6 +101,17 @@ def run_of(folder: Path, *generators: FakeMesh, **chosen: Any) -> ActiveRun:
             generators=cast(tuple[Mesh, ...], generators), opened_trainer=None, opened_verifier=None
         ),
         environment=cast(Any, None),
+    )
+
+
+def _loaded(version: int) -> LoadReply:
+    return LoadReply(policy_version=version, digest="d", probe_logprobs=PROBE, seconds=0.1)
+
+
+def _put(version: int) -> PublishReply:
+    manifest = Manifest(policy_version=version, slots=(), bucket_bytes=(64,), digest="d")
+    return PublishReply(
+        manifest=manifest, probe_logprobs=PROBE, probe_entropy=0.6, seconds=0.1, intervals=()
     )
 
 
@@ -251,3 +267,29 @@ def test_a_replica_that_may_not_be_replaced_is_waited_for(
         ("p1", 2),
     ]
     assert prepared == ["generator-1"]
+
+
+def test_a_request_goes_to_no_replica_that_serves_newer_weights(
+    tmp_path: Path, prepared: list[str]
+) -> None:
+    async def body() -> None:
+        first, second = (FakeMesh(f"generator-{i}", "generators") for i in range(2))
+        run = run_of(tmp_path, first, second)
+        run.append(
+            facts.Published(policy_version=0, weights_digest="d", parity=None, bytes=1, seconds=0.1)
+        )
+        run.loads = {0: _loaded(0), 1: _loaded(2)}
+        run.put = _put(2)
+        requests = {0: _request(0), 1: _request(1)}
+        async with asyncio.timeout(SECONDS), guarded(run):
+            first.dies_in_call = 1
+            with pytest.raises(Overtaken, match=r"generator-1 .* version 2 instead of 0"):
+                await on_replicas(run, "generate", requests, timeout_seconds=SECONDS)
+            # Its own successor did it, for here that serves the weights that it is for.
+            assert [each.attempt for each in first.asked] == [1, 2]
+            assert second.asked == []
+            await level(run)
+        assert run.ledger.served_version == 2
+        assert {each.policy_version for each in run.loads.values()} == {2}
+
+    asyncio.run(body())
