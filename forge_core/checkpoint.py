@@ -26,6 +26,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load, save
 
+from forge_core.placement.memory import CHECKPOINT_FILE_BYTES
 from storage.objects import ObjectStore
 from storage.parts import read_file
 from storage.records import FileRef
@@ -92,7 +93,7 @@ def _files(
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Names, and how to make each file's bytes: one at a time, for all at once would double the memory."""
     kept = {name: snapshot.weights[name] for name in _stored_names(snapshot.weights).values()}
-    plan = split_torch_state_dict_into_shards(kept, filename_pattern=_WEIGHTS)
+    plan = _split(kept, _WEIGHTS)
     yield from _shards("", kept, plan)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -100,13 +101,17 @@ def _files(
     for name, data in _description_files(model, tokenizer):
         yield name, lambda data=data: data  # type: ignore[misc]
     state = dict(snapshot.optimizer_tensors)
-    yield from _shards(
-        TRAINER_FOLDER,
-        state,
-        split_torch_state_dict_into_shards(state, filename_pattern=_OPTIMIZER),
-    )
+    yield from _shards(TRAINER_FOLDER, state, _split(state, _OPTIMIZER))
     rest = json.dumps(snapshot.optimizer_rest, sort_keys=True).encode()
     yield f"{TRAINER_FOLDER}optimizer.json", lambda: rest
+
+
+def _split(tensors: Tensors, pattern: str) -> Any:
+    """Which tensors go into which file. Planned without storages, for views of one bucket would be kept together."""
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return split_torch_state_dict_into_shards(
+        shapes, filename_pattern=pattern, max_shard_size=CHECKPOINT_FILE_BYTES
+    )
 
 
 def _shards(folder: str, tensors: Tensors, plan: Any) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -18,6 +18,9 @@ from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
 GIB = 2**30
 PROCESS_BYTES = int(0.8 * GIB)
 """Libraries and buffers of one process that has imported torch; measured at 0.76 GiB."""
+CHECKPOINT_FILE_BYTES = GIB
+"""Largest file of a checkpoint's tensors, unless one tensor is larger: files are made, and by each rank read, in
+memory."""
 _VOCABULARY_OF_TINY = 353
 
 
@@ -98,6 +101,15 @@ def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
 def published_bytes(shape: ModelShape) -> int:
     """Size of one published version."""
     return 4 * shape.num_parameters
+
+
+def checkpoint_bytes(shape: ModelShape) -> int:
+    """What rank 0 holds while it writes a checkpoint.
+
+    A copy of weights and moments, and of one file after another what it is made of and its bytes.
+    """
+    whole = 4 * shape.num_parameters
+    return 3 * whole + 2 * min(CHECKPOINT_FILE_BYTES, 2 * whole)
 
 
 def element_bytes(config: RunConfig) -> int:

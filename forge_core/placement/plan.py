@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -107,8 +108,13 @@ def _light(name: str, shape: ModelShape | None, held_bytes: int = 0) -> Ask:
 
 def _trainer(config: RunConfig, shape: ModelShape | None) -> Ask:
     on_cpu = config.trainer.device == "cpu"
-    # A publish gathers the weights on every rank and packs them.
-    resting = memory.PROCESS_BYTES + 2 * memory.published_bytes(shape) if shape else 0
+    resting = 0
+    if shape:
+        # A publish gathers the weights on every rank and packs them.
+        resting = memory.PROCESS_BYTES + 2 * memory.published_bytes(shape)
+    if shape and config.collect is None:
+        # Rank 0 alone writes checkpoints, but of a mesh's processes one asks for as much as the other.
+        resting += math.ceil(memory.checkpoint_bytes(shape) / config.trainer.ranks)
     held = sum(memory.trainer_parts(config, shape).values()) if shape and on_cpu else 0
     return _computing(
         config,

@@ -11,7 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forge_core.checkpoint import TRAINER_FOLDER, Snapshot, write_checkpoint
+from forge_core import checkpoint
+from forge_core.checkpoint import (
+    TRAINER_FOLDER,
+    Snapshot,
+    read_optimizer,
+    read_weights,
+    write_checkpoint,
+)
 from forge_core.config import TinyModelConfig
 from forge_core.model import build_tiny_model, build_tokenizer, load_causal_lm
 from forge_core.weights.packing import pack, unpack
@@ -158,3 +165,35 @@ def test_a_checkpoint_is_a_folder_that_transformers_loads(directory: Path, tmp_p
     assert told == {
         path: (hashlib.sha256(data).hexdigest(), len(data)) for path, data in found.items()
     }
+
+
+def test_a_large_checkpoint_is_in_files_of_bounded_size(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FILE_BYTES", 20_000)
+    model: Any = load_causal_lm(str(directory))
+    # All in one bucket, whose views share their storage.
+    weights = unpack(*pack(model.state_dict(keep_vars=True).items(), 1))
+    moments = {f"{name}/exp_avg": tensor.clone() for name, tensor in weights.items()}
+    store = LocalStore(tmp_path)
+    snapshot = Snapshot(
+        run_id="r",
+        step=5,
+        weights_digest="d",
+        weights=weights,
+        optimizer_tensors=moments,
+        optimizer_rest={},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    key, files = write_checkpoint(store, "c/", model, tokenizer, snapshot)
+    # The embedding alone is larger than a file is to be; tied tensors have moments each, and one file of weights.
+    for named, num_larger in (("model-", 1), ("trainer/optimizer-", 2)):
+        sizes = sorted(f.bytes for f in files if f.key.startswith(f"c/{named}"))
+        assert len(sizes) >= num_larger + 3
+        assert sizes[-num_larger - 1] < 22_000 < sizes[-num_larger]
+    again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "c")).state_dict()
+    read = {k: v for part in read_weights(store, key, files) for k, v in part.items()}
+    assert read.keys() == weights.keys() - {"lm_head.weight"}
+    assert all(torch.equal(read[name], weights[name]) for name in read)
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    assert {k for part in read_optimizer(store, key, files) for k in part} == moments.keys()
