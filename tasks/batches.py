@@ -33,22 +33,12 @@ def choose_batch(
     score_set = RUN_SCORES if run.config.replay is None else run.config.replay.scores
     episodes = _rewards(run, _commits(run, group_ids), group_ids, score_set)
     rewards = {group_id: list(of_group.values()) for group_id, of_group in episodes.items()}
-    signals = rewards
-    if advantages is not None:
-        _check_advantages(advantages, {e for of_group in episodes.values() for e in of_group})
-        signals = {
-            group_id: [0.0, *(advantages.get(episode, 0.0) for episode in of_group)]
-            for group_id, of_group in episodes.items()
-        }
+    signals = rewards if advantages is None else _zero_and_given(episodes, advantages)
+    given = None if advantages is None else dict(advantages)
     if step not in run.ledger.batches:
         # Exact equality: a spread of rounding errors is no signal, and a small true one is.
-        flat = tuple(group_id for group_id in group_ids if len(set(signals[group_id])) == 1)
-        kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
-        given = None if advantages is None else dict(advantages)
-        new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept, advantages=given)]
-        if flat:
-            new.append(facts.Dropped(group_ids=flat, reason="no_signal", step=step))
-        run.append(*new)
+        flat = [group_id for group_id in group_ids if len(set(signals[group_id])) == 1]
+        _log_choice(run, step, group_ids, flat, given)
     kept = run.ledger.batches[step]
     metrics = _reward_metrics(list(rewards.values()))
     if tokens_per_second:
@@ -58,9 +48,35 @@ def choose_batch(
         commits=_commits(run, kept),
         group_ids=kept,
         metrics=metrics,
-        advantages=None if advantages is None else dict(advantages),
+        advantages=given,
         score_set=score_set,
     )
+
+
+def _log_choice(
+    run: ActiveRun,
+    step: int,
+    group_ids: Sequence[str],
+    flat: Sequence[str],
+    advantages: dict[str, float] | None,
+) -> None:
+    """Log the groups as the step's batch, but for those that are flat, which are dropped with it."""
+    kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
+    new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept, advantages=advantages)]
+    if flat:
+        new.append(facts.Dropped(group_ids=tuple(flat), reason="no_signal", step=step))
+    run.append(*new)
+
+
+def _zero_and_given(
+    episodes: dict[str, dict[str, float]], advantages: Mapping[str, float]
+) -> dict[str, list[float]]:
+    """By group, 0 and its episodes' advantages: all equal where none of them is another. Raises ValueError."""
+    _check_advantages(advantages, {e for of_group in episodes.values() for e in of_group})
+    return {
+        group_id: [0.0, *(advantages.get(episode, 0.0) for episode in of_group)]
+        for group_id, of_group in episodes.items()
+    }
 
 
 def _check_advantages(advantages: Mapping[str, float], episodes: set[str]) -> None:

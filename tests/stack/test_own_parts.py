@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from harness import assert_verified, command
+
+from storage.objects import open_store
+from storage.resume import read_ledger
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = [
@@ -126,6 +130,28 @@ def test_a_loop_of_ones_own_runs_the_stages(finished: Finish) -> None:
         assert len(fact["advantages"]) > 1
         assert all(rewards[episode] == 1.0 for episode in fact["advantages"])
         assert {episode[:-4] for episode in fact["advantages"]} == set(fact["group_ids"])
+
+
+def test_what_a_loop_learned_from_is_replayed_with_its_advantages_and_loss(
+    finished: Finish, prefect_server: str, tmp_path: Path
+) -> None:
+    run = finished("loop")
+    assert run.code == 0, run.out
+    store = shutil.copytree(run.store, tmp_path / "store")
+    done = subprocess.run(
+        command("replay", run.run().name, "--run-id", "again", "--store", str(store)),
+        cwd=run.folder,
+        env={**os.environ, "PREFECT_API_URL": prefect_server},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    opened = open_store(str(store))
+    past, again = (read_ledger(opened, run_id) for run_id in (run.run().name, "again"))
+    assert again.advantages == past.advantages
+    assert again.weights == past.weights
+    assert_verified("again", store)
 
 
 def test_a_reward_scores_a_loss_trains_and_episodes_take_turns(finished: Finish) -> None:
