@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.preflight import preflight
+from flows.s3_block import use_s3_block
 from flows.terminal import DEFAULT_STORE
 from forge_core.settings import load_config
 from forge_core.user_code import reference_to
@@ -75,6 +76,7 @@ def run(
             raise ValueError(
                 f"regime {resolved.regime!r} has a loop of its own: leave out loop, or take sync"
             )
+    use_s3_block(store)
     preflight(resolved, store, run_id=run_id)
     _claim_process()
     # Deferred: it brings Prefect, which takes seconds to import.

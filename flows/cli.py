@@ -9,7 +9,6 @@ at most two lines that say what and how to mend it; 1: otherwise.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -101,15 +100,11 @@ def run(
             refuse(plan["refused"])
         return
     # Deferred: it brings Prefect, which takes seconds to import.
-    from flows.launch import launch
+    from flows.launch import launch_and_leave
 
-    outcome = launch(
+    launch_and_leave(
         resolved, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
     )
-    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(outcome.code)
 
 
 app.command()(resume)

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-
 from prefect import flow
-from prefect.runtime import flow_run
 
-from flows.html_report.page import write_report
-from flows.results import table_artifact
+from flows.run_flow import carry_out, run_name
 from forge_core.config import RunConfig
-from storage.objects import open_store
-from storage.resume import is_finished
 from tasks.collect import generate, score
 from tasks.learn import publish
 from tasks.prepare import build_model, restore_parent
 from tasks.references import Round
 from tasks.rounds import hand_over
-from tasks.run import open_run
-
-logger = logging.getLogger(__name__)
+from tasks.run import ActiveRun
 
 
-def _run_name() -> str:
-    """The flow run's name: the run's id."""
-    return str(flow_run.parameters.get("run_id") or flow_run.id)
-
-
-@flow(name="collect", flow_run_name=_run_name, persist_result=False)
+@flow(name="collect", flow_run_name=run_name, persist_result=False)
 async def collect_round(config: RunConfig, store: str, run_id: str | None = None) -> None:
     """Collect the round that a config says; what the log has of it is not generated again.
 
@@ -39,24 +26,14 @@ async def collect_round(config: RunConfig, store: str, run_id: str | None = None
         store: URI of the store that keeps it and the other run.
         run_id: its name in the store; the flow run's id unless given, so that a retry of the flow run goes on with it.
     """
-    run_id = run_id or str(flow_run.id)
-    if is_finished(open_store(store), run_id):
-        logger.info("run %s is finished already", run_id)
-        return
-    assert config.collect is not None, "launched to collect"
-    this = Round(
-        number=config.collect.round,
-        first_step=config.collect.first_step,
-        last_step=config.collect.last_step,
-    )
-    async with open_run(config, store, run_id) as run:
-        await build_model()
-        await restore_parent()
-        await publish(run.ledger.base_step)
-        await hand_over(await score(await generate(this)))
-    # The run is finished and its log says so; what else shows it is a view.
-    try:
-        write_report(open_store(store), run_id)
-        await table_artifact(store, run_id)
-    except Exception as error:
-        logger.warning("report or table artifact were not stored: %s", error)
+    await carry_out(_stages, config, store, run_id)
+
+
+async def _stages(run: ActiveRun) -> None:
+    collect = run.config.collect
+    assert collect is not None, "launched to collect"
+    this = Round(number=collect.round, first_step=collect.first_step, last_step=collect.last_step)
+    await build_model()
+    await restore_parent()
+    await publish(run.ledger.base_step)
+    await hand_over(await score(await generate(this)))

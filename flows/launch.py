@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
 from flows.ephemeral import surroundings, wait_for_server
-from flows.terminal import FAILED
+from flows.terminal import FAILED, leave
 from forge_core.config import RunConfig
 from forge_core.meshes import preload
 from forge_core.user_code import check_reference, load_object, reference_to
@@ -94,6 +94,27 @@ def launch(
             _point_at(store, run_id, summary, console)
     keep_folder(store, run_id, folder)
     return Outcome(code=_DONE if failure is None else FAILED, summary=summary, failure=failure)
+
+
+def launch_and_leave(
+    config: RunConfig,
+    *,
+    store_uri: str,
+    run_id: str | None,
+    json_output: bool,
+    verbose: bool,
+    loop: LoopFunction | None = None,
+) -> NoReturn:
+    """The end of a command that runs a config: launch it, and end the process with its exit code."""
+    outcome = launch(
+        config,
+        store_uri=store_uri,
+        run_id=run_id,
+        json_output=json_output,
+        verbose=verbose,
+        loop=loop,
+    )
+    leave(outcome.code)
 
 
 def own_loop_of(store: ObjectStore, run_id: str) -> LoopFunction | None:

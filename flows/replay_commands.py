@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,6 +22,7 @@ from flows.terminal import (
     Store,
     Verbose,
     console,
+    leave,
     print_json,
     refusing_input,
     set_up_logging,
@@ -38,22 +39,31 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over the first run's config."),
 ]
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="RUN@STEP",
+        help="Checkpoint whose weights are trained; the first run's first one if not given.",
+    ),
+]
+Scores = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Scores that `rescore` wrote, or 'run': the old ones."),
+]
+Verifier = Annotated[
+    str,
+    typer.Option(
+        metavar="SPEC",
+        help="What scores: 'environment', a task, or path/file.py:name of a reward function or an environment.",
+    ),
+]
 
 
 def replay(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of past runs.")],
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="RUN@STEP",
-            help="Checkpoint whose weights are trained; the first run's first one if not given.",
-        ),
-    ] = None,
-    scores: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Scores that `rescore` wrote, or 'run': the old ones."),
-    ] = RUN_SCORES,
+    origin: Origin = None,
+    scores: Scores = RUN_SCORES,
     epochs: Annotated[int, typer.Option(min=1, help="How often each group is trained on.")] = 1,
     overrides: Overrides = None,
     run_id: Annotated[
@@ -79,23 +89,16 @@ def replay(
         )
         check_replay(config, store, run_id)
     # Deferred: it brings Prefect, which takes seconds to import.
-    from flows.launch import launch
+    from flows.launch import launch_and_leave
 
-    outcome = launch(
+    launch_and_leave(
         config, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
     )
-    _leave(outcome.code)
 
 
 def rescore(
     run: Run,
-    verifier: Annotated[
-        str,
-        typer.Option(
-            metavar="SPEC",
-            help="What scores: 'environment', a task, or path/file.py:name of a reward function or an environment.",
-        ),
-    ],
+    verifier: Verifier,
     name: Annotated[str, typer.Option(metavar="NAME", help="What the set of scores is called.")],
     store: Store = DEFAULT_STORE,
     json_output: Json = False,
@@ -122,12 +125,12 @@ def rescore(
                 covered, num_new = _rescore(store, run, name, verifier)
     except BaseException as error:
         _explain(error, verbose)
-        _leave(FAILED)
+        leave(FAILED)
     if json_output:
         print_json(_document(covered, verifier, num_new))
     else:
         _print_scores(covered, verifier, num_new, store)
-    _leave(0)
+    leave(0)
 
 
 def _rescore(store: str, run: str, name: str, verifier: str) -> tuple[Covered, int]:
@@ -201,10 +204,3 @@ def _print_scores(covered: Covered, verifier: str, num_new: int, store: str) -> 
     out.print(table)
     out.print(f"{covered.num_episodes:,} episodes, {num_new:,} of them scored now.")
     out.print(f"next: forgeflow replay {covered.run_id} --scores {covered.name} --store {store}")
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process. All that was started is stopped; exit handlers of libraries would only wait for servers."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prefect import flow
 
+from flows.s3_block import use_s3_block
 from storage.annotations import Covered
 from tasks.rescore import open_rescoring, rescore
 
@@ -18,6 +21,8 @@ async def rescore_run(store: str, run_id: str, name: str, verifier: str) -> tupl
         name: what the set is called.
         verifier: what scores.
     """
+    # Whoever serves the flow has no command line before it.
+    await asyncio.to_thread(use_s3_block, store)
     num_new = 0
     async with open_rescoring(store, run_id, name, verifier) as rescoring:
         for commits in rescoring.batches():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -70,13 +68,13 @@ def resume(
 
 def _launch(
     config: RunConfig, store: ObjectStore, run_id: str, *, json_output: bool, verbose: bool
-) -> None:
+) -> NoReturn:
     # Deferred: it brings Prefect, which takes seconds to import.
-    from flows.launch import launch, own_loop_of
+    from flows.launch import launch_and_leave, own_loop_of
 
     with refusing_input():
         loop = own_loop_of(store, run_id)
-    outcome = launch(
+    launch_and_leave(
         config,
         store_uri=store.uri,
         run_id=run_id,
@@ -84,10 +82,6 @@ def _launch(
         verbose=verbose,
         loop=loop,
     )
-    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(outcome.code)
 
 
 def _nothing_to_do(run_id: str, config: RunConfig, steps: int, waiting: str | None) -> str:

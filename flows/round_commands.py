@@ -5,9 +5,7 @@ Each is a run of its own, so that they can be started on schedules and machines 
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -31,6 +29,11 @@ from forge_core.settings import list_presets, load_config
 from storage import layout
 from storage.objects import check_writable, open_store
 from storage.summary import run_summary
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over preset and file."),
+]
 
 
 def collect(
@@ -65,7 +68,10 @@ def collect(
             typer.echo(f"All rounds of run {run} are collected, or being collected.")
         return
     name, config = claimed
-    _launch(config, store, name, json_output=json_output, verbose=verbose)
+    # Deferred: it brings Prefect, which takes seconds to import.
+    from flows.launch import launch_and_leave
+
+    launch_and_leave(config, store_uri=store, run_id=name, json_output=json_output, verbose=verbose)
 
 
 def train_rounds(
@@ -76,10 +82,7 @@ def train_rounds(
     config: Annotated[
         str | None, typer.Option(metavar="FILE", help="TOML, JSON or YAML over the preset.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One dotted key over preset and file."),
-    ] = None,
+    overrides: Overrides = None,
     store: Store = DEFAULT_STORE,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -88,25 +91,28 @@ def train_rounds(
     set_up_logging(verbose)
     with refusing_input():
         opened = open_store(store)
-        is_new = not opened.exists(layout.config_key(run))
-        stored = None if is_new else trainer_config(opened, run)
-        given = None
-        if preset is not None or config is not None or overrides:
-            given = _config(preset, config, overrides or [])
-        if stored is not None and given not in (None, stored):
-            refuse(
-                f"run {run!r} exists with another config, which stands for good: leave out --preset, --config and "
-                "--set, or name a new run"
-            )
-        if stored is None:
-            if preset is None and config is None:
+        chosen = preset is not None or config is not None or bool(overrides)
+        begins = _config(preset, config, overrides or []) if chosen else None
+        if opened.exists(layout.config_key(run)):
+            if begins not in (None, trainer_config(opened, run)):
                 refuse(
-                    f"run {run!r} is new and needs --preset or --config: the presets are {', '.join(list_presets())}"
+                    f"run {run!r} exists with another config, which stands for good: leave out --preset, --config and "
+                    "--set, or name a new run"
                 )
-            assert given is not None
-            check_machine(given, store, check_input(given, store, run_id=run))
-    if stored is None and given is not None:
-        _launch(given, store, run, json_output=json_output, verbose=verbose)
+            begins = None
+        elif begins is None or (preset is None and config is None):
+            refuse(
+                f"run {run!r} is new and needs --preset or --config: the presets are {', '.join(list_presets())}"
+            )
+        else:
+            check_machine(begins, store, check_input(begins, store, run_id=run))
+    if begins is not None:
+        # Deferred: it brings Prefect, which takes seconds to import.
+        from flows.launch import launch_and_leave
+
+        launch_and_leave(
+            begins, store_uri=store, run_id=run, json_output=json_output, verbose=verbose
+        )
     resume(run, store=store, json_output=json_output, verbose=verbose)
 
 
@@ -116,18 +122,3 @@ def _config(preset: str | None, file: str | None, overrides: list[str]) -> RunCo
     if not config.train_rounds:
         raise ValueError("train_rounds follows from the command: leave it out")
     return config
-
-
-def _launch(
-    config: RunConfig, store: str, run_id: str, *, json_output: bool, verbose: bool
-) -> NoReturn:
-    # Deferred: it brings Prefect, which takes seconds to import.
-    from flows.launch import launch
-
-    outcome = launch(
-        config, store_uri=store, run_id=run_id, json_output=json_output, verbose=verbose
-    )
-    # All that was started is stopped. Exit handlers of libraries would only wait for servers that are gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(outcome.code)

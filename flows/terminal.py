@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.s3_block import use_s3_block
 from storage.contract import ObjectNotFound, StoreError
 
 REFUSED = 2
@@ -19,7 +21,18 @@ REFUSED = 2
 FAILED = 1
 """Exit code for whatever else was not done."""
 
-Store = Annotated[str, typer.Option("--store", metavar="URI", help="Where runs are kept.")]
+
+def _with_credentials(uri: str) -> str:
+    """The store's URI, once the environment has the credentials of a block, if it names one."""
+    with refusing_input():
+        use_s3_block(uri)
+    return uri
+
+
+Store = Annotated[
+    str,
+    typer.Option("--store", metavar="URI", help="Where runs are kept.", callback=_with_credentials),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more, to the error stream.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run.")]
@@ -32,6 +45,13 @@ _FILE_WIDTH = 120
 def console() -> Console:
     """The console for people: tables as wide as the terminal, or wide enough in a file."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. All that was started is stopped; exit handlers of libraries would only wait for servers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def print_json(document: Any) -> None:

@@ -5,33 +5,19 @@ round k is collected ──▶ taken in ──▶ its steps ──▶ checkpoint
 
 from __future__ import annotations
 
-import logging
-
 from prefect import flow
-from prefect.runtime import flow_run
 
-from flows.html_report.page import write_report
 from flows.regimes import plan_rounds
-from flows.results import table_artifact
+from flows.run_flow import begin, carry_out, run_name
 from forge_core.config import RunConfig
-from storage.objects import open_store
-from storage.resume import is_finished
 from tasks.checkpoints import checkpoint, last_checkpoint
-from tasks.collect import known_batches
 from tasks.learn import train
-from tasks.prepare import build_model, restore, restore_parent, warm_start
+from tasks.prepare import build_model
 from tasks.rounds import take_in
-from tasks.run import ActiveRun, open_run
-
-logger = logging.getLogger(__name__)
+from tasks.run import ActiveRun
 
 
-def _run_name() -> str:
-    """The flow run's name: the run's id."""
-    return str(flow_run.parameters.get("run_id") or flow_run.id)
-
-
-@flow(name="train-rounds", flow_run_name=_run_name, persist_result=False)
+@flow(name="train-rounds", flow_run_name=run_name, persist_result=False)
 async def train_collected(config: RunConfig, store: str, run_id: str | None = None) -> None:
     """Train on all rounds that are collected by now; with steps left the run is then paused.
 
@@ -40,35 +26,15 @@ async def train_collected(config: RunConfig, store: str, run_id: str | None = No
         store: URI of the store that keeps it and the runs that collect.
         run_id: its name in the store; the flow run's id unless given, so that a retry of the flow run goes on with it.
     """
-    run_id = run_id or str(flow_run.id)
-    if is_finished(open_store(store), run_id):
-        logger.info("run %s is finished already", run_id)
-        return
-    async with open_run(config, store, run_id) as run:
-        await build_model()
-        await _begin(run)
-        for this in plan_rounds(config, run.ledger.current_step):
-            if not (batches := await take_in(this)):
-                break
-            await train(batches)
-            await checkpoint(this.last_step)
-        await last_checkpoint(run.ledger.current_step)
-    # The log says how the run stands; what else shows it is a view.
-    try:
-        write_report(open_store(store), run_id)
-        await table_artifact(store, run_id)
-    except Exception as error:
-        logger.warning("report or table artifact were not stored: %s", error)
+    await carry_out(_stages, config, store, run_id)
 
 
-async def _begin(run: ActiveRun) -> None:
-    """Bring the trainer to where the run begins or broke off; steps that no checkpoint has are trained again."""
-    if run.ledger.checkpoints:
-        await restore()
-        await train(known_batches(run))
-        return
-    if run.config.parent_run_id is not None:
-        await restore_parent()
-    else:
-        await warm_start()
-    await checkpoint(run.ledger.base_step)
+async def _stages(run: ActiveRun) -> None:
+    await build_model()
+    await begin(run)
+    for this in plan_rounds(run.config, run.ledger.current_step):
+        if not (batches := await take_in(this)):
+            break
+        await train(batches)
+        await checkpoint(this.last_step)
+    await last_checkpoint(run.ledger.current_step)

@@ -75,6 +75,18 @@ def _post(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return list(json.load(response))
 
 
+def told_of_flow_run(api: str, name: str) -> str:
+    """All that a server tells of a flow run: its parameters, task runs, logs and artifacts."""
+    (flow,) = _post(f"{api}/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+    of_run = {"flow_run_id": {"any_": [flow["id"]]}}
+    parts = {
+        kind: _post(f"{api}/{kind}/filter", {kind: of_run})
+        for kind in ("task_runs", "logs", "artifacts")
+    }
+    assert parts["task_runs"] and parts["artifacts"]
+    return json.dumps([flow, parts])
+
+
 def task_runs(api: str, flow_run_name: str, *, at_least: int) -> list[dict[str, Any]]:
     """A flow run's task runs, once the server has digested the events of `at_least` of them, or after a while."""
     flows = _post(f"{api}/flow_runs/filter", {"flow_runs": {"name": {"any_": [flow_run_name]}}})

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from audits import audit_store
-from harness import assert_verified, command
-from s3_server import S3Server
+from harness import assert_verified, command, told_of_flow_run
+from s3_blocks import environment_with, save_writer
+from s3_server import WRITER, S3Server
 
 from benchmarks.kill_matrix import SMALL, Point, Survivor, survive, weights_bytes
 from storage import layout
@@ -50,8 +51,8 @@ class Case:
 CASES = {
     "undisturbed": Case("sync", ()),
     "sync": Case("sync", (IN_THE_WARM_START, BETWEEN_STEP_AND_CHECKPOINT)),
-    "async": Case("async", (AFTER_A_COMMIT,)),
-    "hybrid": Case("hybrid", (WHILE_GENERATING,), on_s3=True),
+    "async": Case("async", (AFTER_A_COMMIT,), on_s3=True),
+    "hybrid": Case("hybrid", (WHILE_GENERATING,)),
 }
 
 
@@ -119,6 +120,39 @@ def test_in_sync_the_weights_are_those_of_the_undisturbed_run(
     summary = json.loads((Path(uri) / "runs/sync/run.json").read_bytes())
     assert (summary["bitwise"], summary["incarnations"]) == (True, 3)
     assert summary["retrained_steps"] > 0
+
+
+def test_an_async_runs_episodes_are_replayed_from_s3_with_a_blocks_credentials(
+    surviving: dict[str, tuple[str, Future[Survivor]]],
+    prefect_server: str,
+    s3_server: S3Server,
+    tmp_path: Path,
+) -> None:
+    """To the run's own weights; and the secret is in nothing that the replay leaves or tells."""
+    uri, survivor = surviving["async"]
+    survivor.result(RUN_SECONDS)
+    block = save_writer(prefect_server, s3_server, tmp_path)
+    done = subprocess.run(
+        command("replay", "async", "--run-id", "again", "--store", uri, "--verbose"),
+        env=environment_with(block, prefect_server),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    store = open_store(uri)
+    run, again = (read_ledger(store, run_id) for run_id in ("async", "again"))
+    assert [again.steps[n].group_ids for n in again.steps] == [
+        run.steps[n].group_ids for n in run.steps
+    ]
+    assert again.weights == run.weights
+    assert_verified("again", uri)
+    audit_store(uri, "again")
+    told = told_of_flow_run(prefect_server, "again")
+    assert uri in told
+    left = b"".join(store.read_many(store.keys("")))
+    assert WRITER[1] not in told + done.stdout + done.stderr
+    assert WRITER[1].encode() not in left
 
 
 def test_a_finished_run_says_so_and_is_left_alone(
