@@ -22,6 +22,9 @@ Environment = Callable[[Slot], dict[str, str]]
 MESH_VARIABLE = "FORGEFLOW_MESH"
 """Environment variable by which a process can be told from others: the name of its mesh."""
 
+HEARTBEAT_SECONDS = 600.0
+"""Longest wait for a heartbeat. Long before, whoever watches has judged by what the process does meanwhile."""
+
 _KILL_TIMEOUT_SECONDS = 2.0
 
 
@@ -86,8 +89,8 @@ class ProcessMesh:
 
     async def beat(self, rank: int) -> None:
         """Return once the process has answered a heartbeat. Raises RuntimeError if it is known to be dead."""
-        # Whoever watches gives up on it: an answer that never comes is what is looked for.
-        await self.heartbeats[rank].beat.call_one()
+        async with asyncio.timeout(HEARTBEAT_SECONDS):
+            await self.heartbeats[rank].beat.call_one()
 
     async def stop(self, grace_seconds: float) -> None:
         """Ask, wait out the grace, kill; then let Monarch note it. Whatever state the processes are in."""

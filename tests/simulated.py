@@ -107,12 +107,19 @@ class SimulatedReplica:
             raise ReplicaLost(f"{self.name} has no room")
         self.is_up = True
 
-    async def setup(self) -> None:
+    async def setup(self, *, timeout_seconds: float) -> None:
         self.calls.append("setup")
 
     async def call(
-        self, number: int, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        endpoint: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float,
+        number: int | None = None,
     ) -> Any:
+        number = -1 if number is None else number
         if self._failure is not None:
             raise ReplicaLost(self._failure.reason)
         self.calls.append(endpoint)
@@ -120,7 +127,7 @@ class SimulatedReplica:
         self._replies[number] = reply
         if self.is_hung or not self.is_up:
             return await reply
-        running = asyncio.create_task(getattr(self, f"_{endpoint}")(*args, **kwargs))
+        running = asyncio.create_task(getattr(self, f"_{endpoint}")(*args, **(kwargs or {})))
         self._running[number] = running
 
         def settle(done: asyncio.Task[Any]) -> None:
@@ -139,10 +146,11 @@ class SimulatedReplica:
         running.add_done_callback(settle)
         return await reply
 
-    async def cancel(self, number: int) -> None:
+    async def cancel(self, number: int, *, timeout_seconds: float) -> None:
         if (running := self._running.get(number)) is not None:
             running.cancel()
-            await asyncio.wait([running])
+            async with asyncio.timeout(timeout_seconds):
+                await asyncio.wait([running])
 
     async def beat(self, rank: int) -> None:
         if not self.is_up:

@@ -23,6 +23,8 @@ from forge_core.services.replica import Replica
 from forge_core.services.restarts import RetryBudget, back_off
 from forge_core.services.supervision import Supervisor
 
+_BACKSTOP_SECONDS = 10.0
+
 
 class Binding(Protocol):
     """What a session has to say about where its requests go."""
@@ -136,7 +138,12 @@ class Answering:
                 if binding is not None:
                     await binding.arrive(seat)
                 answer = await replica.call(
-                    request.number, request.endpoint, request.args, request.kwargs
+                    request.endpoint,
+                    request.args,
+                    request.kwargs,
+                    number=request.number,
+                    # The deadline of `ask` comes first, and tells where the request was.
+                    timeout_seconds=request.deadline - began + _BACKSTOP_SECONDS,
                 )
             except ReplicaLost as lost:
                 self._dispatch.give_back(request)
@@ -195,8 +202,7 @@ class Answering:
         options = self._options
         patience = max(request.deadline - self._clock(), 0.0) + options.cancel_seconds
         try:
-            async with asyncio.timeout(patience):
-                await replica.cancel(request.number)
+            await replica.cancel(request.number, timeout_seconds=patience)
         except ReplicaLost as lost:
             supervisor.report(replica, Failure(FailureKind.DIED, str(lost), lost.__cause__))
         except TimeoutError:

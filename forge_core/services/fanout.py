@@ -67,9 +67,14 @@ async def _ask(
     try:
         async with asyncio.timeout_at(request.deadline) as limit:
             try:
-                return Answered(
-                    await replica.call(request.number, endpoint, request.args, request.kwargs)
+                value = await replica.call(
+                    endpoint,
+                    request.args,
+                    request.kwargs,
+                    number=request.number,
+                    timeout_seconds=2 * seconds,  # a backstop: `limit` knows whose time-out it is
                 )
+                return Answered(value)
             except asyncio.CancelledError:
                 answering.give_up(supervisor, replica, request)
                 raise

@@ -188,6 +188,8 @@ async def _await_beat(
             return Failure(FailureKind.DIED, f"{called} ended")
         if beat.done():
             error = beat.exception()
+            if isinstance(error, TimeoutError):
+                return Failure(FailureKind.UNREACHABLE, f"{called} answers no heartbeat", error)
             if error is not None:
                 return Failure(FailureKind.DIED, f"{called}: {' '.join(str(error).split())[:500]}")
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from monarch.actor import ActorError
 
 from forge_core.placement.allocator import Slot
 from forge_core.process_environment import process_environment
-from forge_core.processes import ProcessMesh
+from forge_core.processes import HEARTBEAT_SECONDS, ProcessMesh
 from forge_core.services.actor import ServedActor
 from forge_core.services.declaration import Declaration
 from forge_core.services.errors import ReplicaLost
@@ -42,11 +43,14 @@ class MonarchReplica:
         self._is_served = issubclass(needs.actor, ServedActor)
         self._has_place = False
         self._mesh: ProcessMesh | None = None
-        self._actors: Any = None
+        self.actors: Any = None
+        """Monarch mesh of its actors, once started."""
         self._by_rank: list[Any] = []
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._failure: Failure | None = None
+        # Of messages that the service does not count: below its own, which begin at 0.
+        self._numbers = itertools.count(-1, -1)
 
     @property
     def pids(self) -> Sequence[int | None]:
@@ -78,11 +82,11 @@ class MonarchReplica:
             startup_seconds=self._startup_seconds,
             host=place.host,
         )
-        self._actors = self._mesh.mesh.spawn(
+        self.actors = self._mesh.mesh.spawn(
             name, needs.actor, *needs.arguments, **needs.named_arguments
         )
         if self._is_served:
-            flat = self._actors.flatten("rank")
+            flat = self.actors.flatten("rank")
             self._by_rank = [flat.slice(rank=rank) for rank in range(len(self._mesh.pids))]
 
     def _environment(self, slot: Slot) -> dict[str, str]:
@@ -90,34 +94,43 @@ class MonarchReplica:
         own = process_environment(len(slot.cores) or 1, slot.gpus)
         return {**own, **self._needs.environment}
 
-    async def setup(self) -> None:
+    async def setup(self, *, timeout_seconds: float) -> None:
         """The actor's own `setup`, on every rank."""
         if self._is_served:
-            await self._send(-1, "setup", self._actors.run_setup.call())
+            async with asyncio.timeout(timeout_seconds):
+                await self._answered(next(self._numbers), "setup", self.actors.run_setup.call())
 
     async def call(
-        self, number: int, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        endpoint: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float,
+        number: int | None = None,
     ) -> Any:
         """One actor's answer, or those of all ranks in order. See `Replica.call`."""
         if self._failure is not None:
             raise ReplicaLost(self._failure.reason)
-        is_one = self._needs.processes == 1
-        if self._is_served:
-            send = self._actors.serve
-            message = (number, endpoint, args, kwargs)
-            future = send.call_one(*message) if is_one else send.call(*message)
-        else:
-            send = getattr(self._actors, endpoint)
-            future = send.call_one(*args, **kwargs) if is_one else send.call(*args, **kwargs)
-        answer = await self._send(number, endpoint, future)
+        named, is_one = kwargs or {}, self._needs.processes == 1
+        if number is None:
+            number = next(self._numbers)
+        async with asyncio.timeout(timeout_seconds):
+            if self._is_served:
+                message = (number, endpoint, args, named)
+                send = self.actors.serve
+                future = send.call_one(*message) if is_one else send.call(*message)
+            else:
+                send = getattr(self.actors, endpoint)
+                future = send.call_one(*args, **named) if is_one else send.call(*args, **named)
+            answer = await self._answered(number, endpoint, future)
         return answer if is_one else list(answer.values())
 
-    async def _send(self, number: int, endpoint: str, future: Any) -> Any:
+    async def _answered(self, number: int, endpoint: str, future: Any) -> Any:
         """The answer to a message. Raises what the endpoint raised, or ReplicaLost."""
-        loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = future.as_asyncio()
         # The caller waits for a future of its own: it can be ended without ending the message.
-        reply: asyncio.Future[Any] = loop.create_future()
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[number], self._replies[number] = answer, reply
         answer.add_done_callback(functools.partial(self._settle, number, endpoint))
         try:
@@ -151,15 +164,16 @@ class MonarchReplica:
             return cause
         return error
 
-    async def cancel(self, number: int) -> None:
+    async def cancel(self, number: int, *, timeout_seconds: float) -> None:
         """Have the actor give a request up, and wait until it has answered in whatever way."""
         answer = self._answers.get(number)
         if answer is None:
             return
-        if self._is_served:
-            # Not waited for: that the request itself is answered says as much.
-            self._actors.give_up.call(number).as_asyncio().add_done_callback(_retrieve)
-        await asyncio.wait([answer])
+        async with asyncio.timeout(timeout_seconds):
+            if self._is_served:
+                # Not waited for: that the request itself is answered says as much.
+                self.actors.give_up.call(number).as_asyncio().add_done_callback(_retrieve)
+            await asyncio.wait([answer])
 
     async def beat(self, rank: int) -> None:
         """Answered by the process."""
@@ -168,7 +182,8 @@ class MonarchReplica:
     async def turn(self, rank: int) -> None:
         """Answered by the actor; at once by one that cannot be asked."""
         if self._is_served:
-            await self._by_rank[rank].turn.call_one()
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                await self._by_rank[rank].turn.call_one()
 
     def abandon(self, failure: Failure) -> None:
         """End every call under way, and refuse those to come."""

@@ -36,19 +36,26 @@ class Replica(Protocol):
     async def start(self) -> None:
         """Start the processes. Raises whatever keeps them from it; what was started is then stopped."""
 
-    async def setup(self) -> None:
-        """Make it ready to serve. Raises what the actor's own `setup` raises, and ReplicaLost."""
+    async def setup(self, *, timeout_seconds: float) -> None:
+        """Make it ready to serve. Raises what the actor's own `setup` raises, ReplicaLost, and TimeoutError."""
 
     async def call(
-        self, number: int, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        endpoint: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float,
+        number: int | None = None,
     ) -> Any:
-        """Have request `number`, unlike any other that it has, answered.
+        """Call an endpoint. `number`, unlike that of any other request that it has, is what `cancel` will name.
 
-        Raises what the endpoint raises, or ReplicaLost. If it is cancelled, the request goes on until `cancel`.
+        Raises what the endpoint raises, ReplicaLost, and TimeoutError. What is cancelled or late goes on until
+        `cancel`.
         """
 
-    async def cancel(self, number: int) -> None:
-        """Have it give a request up; return once it has. Nothing happens if it does not have it."""
+    async def cancel(self, number: int, *, timeout_seconds: float) -> None:
+        """Have it give a request up; return once it has, or at once if it does not have it. Raises TimeoutError."""
 
     async def beat(self, rank: int) -> None:
         """Return once a process has answered a heartbeat. Raises RuntimeError if it is known to be dead."""

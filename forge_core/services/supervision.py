@@ -198,7 +198,7 @@ class Supervisor:
             return Failure(FailureKind.NOT_STARTED, reason, error)
 
     async def _make_ready(self, replica: Replica) -> None:
-        await replica.setup()
+        await replica.setup(timeout_seconds=self._options.startup_seconds)
         if self._prepare is not None:
             await self._prepare(replica)
 
