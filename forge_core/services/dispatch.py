@@ -128,7 +128,7 @@ class Dispatch:
         """A seat, when the request's turn has come.
 
         Raises Overloaded if the queue is full and the caller not patient; otherwise as `take`. A request that had been
-        with a replica before goes first.
+        with a replica before goes first, and finds no queue too full.
         """
         was_admitted = request.is_admitted
         if not was_admitted:
@@ -150,6 +150,9 @@ class Dispatch:
         loop = asyncio.get_running_loop()
         began = loop.time()
         request.granted = loop.create_future()
+        wanted = request.wants
+        if wanted is not None and not wanted.is_serving and (request.may_move or wanted.has_left):
+            request.wants = None  # it failed or left meanwhile
         self._line_up(request, first=first)
         # Room may have been made while this waited for a place in the queue.
         self._hand_out(request.wants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -89,6 +90,8 @@ class ReplicaSnapshot:
     """Its name in the service."""
     state: str
     """A State."""
+    pids: tuple[int | None, ...]
+    """Its processes, by rank; None for one that is not on this machine."""
     answered: int
     """Requests answered."""
     errors: int
@@ -149,7 +152,7 @@ class ServiceSnapshot:
     """Each replica."""
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers, words, lists and tables only."""
+        """Numbers, words, sequences and tables only."""
         return asdict(self)
 
 
@@ -177,11 +180,11 @@ class ReplicaMetrics:
     def fail(self, now: float, kind: str, reason: str, requests: int) -> None:
         """A life ended in failure."""
         self.lost += requests
-        self._by_kind[kind] += 1
+        self._by_kind[str(kind)] += 1
         self._failures.append(
             FailureRecord(
                 at=now - self._opened_at,
-                kind=kind,
+                kind=str(kind),
                 reason=reason,
                 requests=requests,
                 down_seconds=None,
@@ -202,12 +205,20 @@ class ReplicaMetrics:
                 self._failures[position] = replace(record, down_seconds=down_seconds)
 
     def snapshot(
-        self, now: float, *, name: str, state: str, under_way: int, load: float
+        self,
+        now: float,
+        *,
+        name: str,
+        state: str,
+        pids: Sequence[int | None],
+        under_way: int,
+        load: float,
     ) -> ReplicaSnapshot:
-        """The figures now."""
+        """The figures now, with what is known elsewhere."""
         return ReplicaSnapshot(
             name=name,
-            state=state,
+            state=str(state),
+            pids=tuple(pids),
             answered=self.answered,
             errors=self.errors,
             cancelled=self.cancelled,

@@ -195,10 +195,11 @@ class MonarchReplica:
             answer.cancel()
 
     def kill(self) -> None:
-        """End its processes and give its place back."""
+        """End its processes and give its place back, unless some are on another machine."""
         if self._mesh is not None:
             self._mesh.kill_processes()
-        self._give_back()
+        if None not in self.pids:
+            self._give_back()
 
     async def explain(self) -> str | None:
         """What Monarch knows of its death."""

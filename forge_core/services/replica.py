@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -67,7 +68,7 @@ class Replica(Protocol):
         """Raise ReplicaLost from every call under way, and from those to come."""
 
     def kill(self) -> None:
-        """End what is left of its processes, as far as they are on this machine, and give its place back."""
+        """End its processes on this machine at once; if those are all, give its place back."""
 
     async def explain(self) -> str | None:
         """Why it died, if anybody knows; within seconds, and before `stop`."""
@@ -78,3 +79,25 @@ class Replica(Protocol):
 
 MakeReplica = Callable[[str], Replica]
 """Makes a replica of a name; it is started later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A replica as `watch` sees it by the actor that serves, instead of the one beside it."""
+
+    replica: Replica
+    """The replica."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.replica.name
+
+    @property
+    def pids(self) -> Sequence[int | None]:
+        """Its processes."""
+        return self.replica.pids
+
+    async def beat(self, rank: int) -> None:
+        """Return once the actor got to it."""
+        await self.replica.turn(rank)

@@ -194,21 +194,29 @@ async def _ended_by(over: asyncio.Future[ServiceFailed]) -> AsyncIterator[None]:
             was_cancelled = True
             task.cancel()
 
+    async def absorb() -> None:
+        """Have a cancellation of ours that is still to come hit this, and nothing after it."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        if was_cancelled:
+            task.uncancel()
+        if task.cancelling():  # somebody else's as well
+            raise asyncio.CancelledError
+
     over.add_done_callback(cancel)
     try:
         yield
-        if was_cancelled:  # too late to be noticed
-            await asyncio.sleep(0)
     except asyncio.CancelledError:
         if not was_cancelled or task.uncancel() > 0:
             raise
-        raise over.result() from over.result().__cause__
     except BaseException:
-        if was_cancelled:
-            # What the body raised goes before; the cancellation must not hit what comes after.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-            task.uncancel()
+        if over.done():
+            await absorb()
         raise
+    else:
+        if over.done():
+            await absorb()
     finally:
         is_inside = False
+    if over.done():
+        raise over.result() from over.result().__cause__

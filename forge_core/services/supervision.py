@@ -23,7 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from forge_core.services.errors import ReplicaLost
 from forge_core.services.health import Failure, FailureKind, end_tasks, watch
 from forge_core.services.metrics import ReplicaMetrics, ReplicaSnapshot
 from forge_core.services.options import ServiceOptions
-from forge_core.services.replica import MakeReplica, Replica, State
+from forge_core.services.replica import MakeReplica, Replica, State, Turns
 from forge_core.services.restarts import Restarts
 
 Prepare = Callable[[Replica], Awaitable[None]]
@@ -100,6 +100,7 @@ class Supervisor:
             self._clock(),
             name=seat.name,
             state=self.state,
+            pids=() if self.replica is None else self.replica.pids,
             under_way=seat.under_way,
             load=seat.load,
         )
@@ -158,21 +159,23 @@ class Supervisor:
         # Each life has a name of its own, which its processes and their logs carry.
         name = self.seat.name if life == 0 else f"{self.seat.name}-r{life}"
         self.replica = replica = self._make(name)
-        grace_seconds = 0.0
+        grace_seconds, burial = 0.0, None
         try:
             failure = await self._begin(replica, is_first=life == 0)
             if failure is None:
                 self._serve()
                 failure = await self._until_over(replica)
-            if failure is not None:
-                self._fail(replica, failure)
-            else:
+            if failure is None:
                 grace_seconds = self._options.grace_seconds
+                return None
+            burial = self._fail(replica, failure)
+            if None in replica.pids:  # what is on another machine lives on until it is stopped
+                await asyncio.wait([burial])
             return failure
         finally:
             self._dispatch.close(self.seat, failed=True)
             replica.abandon(Failure(FailureKind.DIED, f"{name} was stopped"))
-            if replica not in self._dead:
+            if burial is None:
                 await replica.stop(grace_seconds)
 
     async def _begin(self, replica: Replica, *, is_first: bool) -> Failure | None:
@@ -241,21 +244,21 @@ class Supervisor:
             self.seat.on_idle = None
             await end_tasks(leaving, *watches)
 
-    def _fail(self, replica: Replica, failure: Failure) -> None:
-        """Have everything under way go elsewhere at once; find out in the background what a dead one died of."""
+    def _fail(self, replica: Replica, failure: Failure) -> asyncio.Task[Failure]:
+        """Have everything under way go elsewhere at once, and what is left of the replica end in the background."""
         now, requests = self._clock(), self.seat.under_way
         self._dispatch.close(self.seat, failed=True)
         replica.abandon(failure)
+        replica.kill()
         self.metrics.fail(now, failure.kind, failure.reason, requests)
         self._to(State.FAILED, failure.reason)
-        if failure.kind is FailureKind.DIED:
-            replica.kill()
-            self._dead[replica] = asyncio.create_task(self._bury(replica, failure, now))
+        burial = self._dead[replica] = asyncio.create_task(self._bury(replica, failure, now))
+        return burial
 
     async def _bury(self, replica: Replica, failure: Failure, at: float) -> Failure:
         """The failure with what is known of its cause."""
         try:
-            if (why := await replica.explain()) is not None:
+            if failure.kind is FailureKind.DIED and (why := await replica.explain()) is not None:
                 failure = dataclasses.replace(failure, reason=f"{failure.reason}: {why}")
                 self.metrics.explain(at, failure.reason)
             return failure
@@ -271,28 +274,6 @@ class Supervisor:
     def _to(self, state: State, reason: str | None = None) -> None:
         self.state = state
         self._tell(Transition(self.seat.name, state, reason))
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """A replica as `watch` sees it by the actor that serves, instead of the one beside it."""
-
-    replica: Replica
-    """The replica."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.replica.name
-
-    @property
-    def pids(self) -> Sequence[int | None]:
-        """Its processes."""
-        return self.replica.pids
-
-    async def beat(self, rank: int) -> None:
-        """Return once the actor got to it."""
-        await self.replica.turn(rank)
 
 
 async def _first(

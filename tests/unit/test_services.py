@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from forge_core.services.options import ServiceOptions
 from forge_core.services.replica import State
 from forge_core.services.restarts import RestartOptions
 from forge_core.services.routing import LeastLoaded, RoundRobin
-from forge_core.services.service import Service
+from forge_core.services.service import Service, _ended_by
 from forge_core.services.supervision import Transition
 
 OPTIONS = ServiceOptions(
@@ -268,7 +269,9 @@ def test_a_call_that_must_not_be_repeated_is_not() -> None:
         call = asyncio.create_task(service.call("echo", 1, seconds=1, attempts=1))
         await asyncio.sleep(0.1)
         world.alive[0].die()
-        with pytest.raises(ReplicaFailed, match="echo-0 failed under echo"):
+        with pytest.raises(
+            ReplicaFailed, match=r"echo-0 failed under echo: process 0 of echo-0: Killed"
+        ):
             await call
         assert world.answers[1] == 0 and service.metrics().retries == 0
 
@@ -423,6 +426,124 @@ def test_a_replica_that_dies_while_it_prepares_is_found_at_once() -> None:
         assert now() - began < 3.0 and len(world.made) == 3
 
     run(body, replicas=1, prepare=prepare)
+
+
+def test_what_failed_under_a_request_goes_before_what_waited_behind_it() -> None:
+    async def body(service: Service, world: World) -> None:
+        ended: list[int] = []
+
+        async def one(i: int) -> None:
+            await service.call("echo", i, seconds=0.5)
+            ended.append(i)
+
+        calls = [asyncio.create_task(one(i)) for i in range(4)]
+        await asyncio.sleep(0.1)
+        world.start_seconds = 5.0
+        world.alive[0].die()
+        await asyncio.wait(calls)
+        assert ended == [0, 1, 2, 3]
+
+    run(body, replicas=1, max_under_way=1)
+
+
+def test_a_replica_that_fails_between_grant_and_call_is_not_called() -> None:
+    class Spoiler:
+        """Lets the replica fail once it has been granted to what waits."""
+
+        def choose(self, candidates: Any, request: Any) -> Any:
+            if request.args[0] == "second":
+                spoil()
+            return candidates[0]
+
+    def spoil() -> None:
+        nonlocal spoil
+        asyncio.get_running_loop().call_soon(lambda: dispatch[0].close(seat[0], failed=True))
+        spoil = int  # type: ignore[assignment]
+
+    dispatch: list[Any] = []
+    seat: list[Any] = []
+
+    async def body(service: Service, world: World) -> None:
+        dispatch.append(service._dispatch)
+        seat.extend(service._crew.supervisors)
+        calls = [asyncio.create_task(service.call("echo", word)) for word in ("first", "second")]
+        await asyncio.sleep(1)
+        assert calls[0].done() and not calls[1].done() and world.answers["second"] == 0
+        dispatch[0].open(seat[0])
+        assert await calls[1] == "second"
+
+    run(body, replicas=1, max_under_way=1, router=Spoiler())
+
+
+# The end of a service
+
+
+def over_with(error: ServiceFailed, body: Callable[[asyncio.Future[Any]], Awaitable[Any]]) -> None:
+    """A body that `error` may end, and whatever comes after it, which it must not reach."""
+
+    async def main() -> None:
+        over: asyncio.Future[ServiceFailed] = asyncio.get_running_loop().create_future()
+        try:
+            async with _ended_by(over):
+                await body(over)
+        finally:
+            if not over.done():
+                over.set_result(error)
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    simulate(main())
+
+
+def test_the_end_of_a_service_ends_its_body_and_nothing_after_it() -> None:
+    error = ServiceFailed("over")
+
+    async def waits(over: asyncio.Future[Any]) -> None:
+        asyncio.get_running_loop().call_later(1.0, over.set_result, error)
+        await asyncio.sleep(100)
+
+    async def ends_first(over: asyncio.Future[Any]) -> None:
+        pass
+
+    async def ends_with_it(over: asyncio.Future[Any]) -> None:
+        over.set_result(error)
+
+    async def notices_too_late(over: asyncio.Future[Any]) -> None:
+        over.set_result(error)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    async def raises_itself(over: asyncio.Future[Any]) -> None:
+        over.set_result(error)
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            raise KeyError("own") from None
+
+    over_with(error, ends_first)
+    for body in (waits, ends_with_it, notices_too_late):
+        with pytest.raises(ServiceFailed, match="over"):
+            over_with(error, body)
+    with pytest.raises(KeyError, match="own"):
+        over_with(error, raises_itself)
+
+
+def test_who_cancels_a_body_whose_service_ends_gets_a_cancellation() -> None:
+    async def main() -> None:
+        over: asyncio.Future[ServiceFailed] = asyncio.get_running_loop().create_future()
+
+        async def body() -> None:
+            async with _ended_by(over):
+                await asyncio.sleep(100)
+
+        task = asyncio.create_task(body())
+        await asyncio.sleep(1)
+        task.cancel()
+        over.set_result(ServiceFailed("over"))
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    simulate(main())
 
 
 # Sessions
