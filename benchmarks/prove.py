@@ -15,6 +15,10 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                end, is sound, and in sync has the weights of an undisturbed run to the byte
     failures   a process of each kind killed in mid-step, in each regime: the run ends by itself, is sound, tells the
                failure, and its last evaluation is that of the runs unharmed
+    services   5,000 requests on four replicas, one of which is killed every two seconds, ten times; the same with
+               SIGSTOP and with an endless loop that holds Python's lock: each request answered once, the failure found,
+               the others go on, the replica is replaced
+    false-alarm  half an hour at full CPU load, and no replica is restarted
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -37,6 +41,7 @@ from benchmarks.browser import look_at
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
+from benchmarks.service_proofs import PROOFS as SERVICE_PROOFS
 from storage.objects import open_store
 from storage.parts import read_committed
 
@@ -310,6 +315,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "bitwise": prove_bitwise,
     **PROOFS,
     **FAILURE_PROOFS,
+    **SERVICE_PROOFS,
 }
 
 

@@ -6,6 +6,7 @@ Used by a short test, and by `make prove BAR=services` in full.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections import Counter, defaultdict
@@ -53,7 +54,7 @@ class Blow:
     load_seconds: float
     """What that took to start and set itself up."""
     others_seconds: float
-    """Longest that any other replica then serving took to its next answer."""
+    """Longest that any other replica then unharmed took to its next answer; infinite if one gave none any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,13 @@ class _Watcher:
             self.news.clear()
             await self.news.wait()
 
+    def is_harmed(self, name: str, struck_at: float) -> bool:
+        """Whether a replica that was struck has not failed yet."""
+        return not any(
+            at > struck_at and each.name == name and each.state is State.FAILED
+            for at, each in self.transitions
+        )
+
     def _serves_again(self, name: str, after: float) -> bool:
         states = [each.state for at, each in self.transitions if each.name == name and at > after]
         return State.FAILED in states and states[-1] is State.SERVING
@@ -115,12 +123,12 @@ async def load(
     options = ServiceOptions(timeout_seconds=30.0)
     async with serve(echo(replicas=replicas), options=options, tell=watcher.tell) as service:
         await service.fanout("pid")
-        blows: list[tuple[Way, float, str, dict[str, int]]] = []
+        blows: list[tuple[Way, float, str, list[int]]] = []
 
         async def strike() -> None:
-            for number, way in enumerate(ways):
+            for way in ways:
                 await asyncio.sleep(every_seconds)
-                blows.append(await _strike(service, way, number))
+                blows.append(await _strike(service, way, _unharmed(service, watcher, blows)))
 
         striking = asyncio.create_task(strike())
         requests = []
@@ -152,16 +160,28 @@ async def _request(service: Service, watcher: _Watcher, number: int) -> None:
         watcher.wrong.append(f"{number} was answered by {echoed}")
 
 
-async def _strike(
-    service: Service, way: Way, number: int
-) -> tuple[Way, float, str, dict[str, int]]:
-    """Make one of the serving replicas fail; who the others are, by process."""
+def _unharmed(
+    service: Service, watcher: _Watcher, blows: Sequence[tuple[Way, float, str, list[int]]]
+) -> dict[str, int]:
+    """Process by name of the replicas that serve and were not struck unnoticed; longest untouched first."""
+    struck = {name: at for _, at, name, _ in blows}
     serving = {
         each.name: each.pids[0]
         for each in service.metrics().replicas
         if each.state == "serving" and each.pids[0] is not None
     }
-    victim = sorted(serving)[number % len(serving)]
+    unharmed = [
+        name for name in serving if name not in struck or not watcher.is_harmed(name, struck[name])
+    ]
+    return {name: serving[name] for name in sorted(unharmed, key=lambda n: struck.get(n, 0.0))}
+
+
+async def _strike(
+    service: Service, way: Way, unharmed: dict[str, int]
+) -> tuple[Way, float, str, list[int]]:
+    """Make the first of the unharmed replicas fail; the processes of the others."""
+    assert unharmed, "every replica has failed already"
+    victim, *others = unharmed
     at = _now()
     if way == "loop":
         # By message, to that one only.
@@ -171,17 +191,16 @@ async def _strike(
         looping = asyncio.create_task(replica.call("loop_with_lock", timeout_seconds=60.0))
         looping.add_done_callback(lambda done: done.exception())
     else:
-        os.kill(serving[victim], signal.SIGKILL if way == "kill" else signal.SIGSTOP)
-    others = {name: pid for name, pid in serving.items() if name != victim}
-    return way, at, victim, others
+        os.kill(unharmed[victim], signal.SIGKILL if way == "kill" else signal.SIGSTOP)
+    return way, at, victim, [unharmed[name] for name in others]
 
 
-def _judge(watcher: _Watcher, way: Way, at: float, victim: str, others: dict[str, int]) -> Blow:
+def _judge(watcher: _Watcher, way: Way, at: float, victim: str, others: list[int]) -> Blow:
     found = watcher.first(victim, State.FAILED, at)
     started = watcher.first(victim, State.STARTING, found)
     waits = [
-        min((moment for moment in watcher.answered[pid] if moment > at), default=None)
-        for pid in others.values()
+        min((moment for moment in watcher.answered[pid] if moment > at), default=math.inf)
+        for pid in others
     ]
     return Blow(
         way=way,
@@ -190,5 +209,5 @@ def _judge(watcher: _Watcher, way: Way, at: float, victim: str, others: dict[str
         found_seconds=found - at,
         start_seconds=started - at,
         load_seconds=watcher.first(victim, State.SERVING, started) - started,
-        others_seconds=max((moment - at for moment in waits if moment is not None), default=0.0),
+        others_seconds=max((moment - at for moment in waits), default=math.inf),
     )
