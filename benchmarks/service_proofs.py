@@ -106,7 +106,7 @@ async def _watch_for_alarms(seconds: float) -> dict[str, Any]:
         nonlocal answered
         while time.monotonic() - begin < seconds:
             try:
-                await service.call("compute", 0.02, patient=True)
+                await service.call("compute", 0.02, timeout_seconds=300.0, patient=True)
                 answered += 1
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 MONARCH_ENVIRONMENT = {
@@ -14,7 +15,14 @@ MONARCH_ENVIRONMENT = {
     # TorchStore would set it, and say so on stdout.
     "HYPERACTOR_CODEC_MAX_FRAME_LENGTH": "910737418240",
 }
-"""Read by Monarch once, before its first call: how soon dead, frozen and lost processes are noticed."""
+"""Read by Monarch once, when it is imported: how soon dead, frozen and lost processes are noticed."""
+
+
+def prepare_for_monarch() -> None:
+    """Give Monarch, where it is not imported yet, what it runs with; what the user set stays."""
+    for variable, value in MONARCH_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+
 
 PROCESS_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",

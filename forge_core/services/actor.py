@@ -30,10 +30,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monarch.actor import Actor, concurrent_endpoint
-from monarch.actor import endpoint as one_at_a_time
-
+from forge_core.process_environment import prepare_for_monarch
 from forge_core.services.declaration import Declaration
+
+# Monarch reads it when it is imported.
+prepare_for_monarch()
+
+from monarch.actor import Actor, concurrent_endpoint  # noqa: E402
+from monarch.actor import endpoint as one_at_a_time  # noqa: E402
 
 __all__ = ["RemoteError", "ServedActor", "concurrent_endpoint", "one_at_a_time"]
 

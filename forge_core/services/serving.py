@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from forge_core.process_environment import MONARCH_ENVIRONMENT
+from forge_core.process_environment import prepare_for_monarch
 from forge_core.services.declaration import Declaration
 from forge_core.services.options import ServiceOptions
 from forge_core.services.places import Places
@@ -34,9 +33,7 @@ async def serve(
     Without `places`, devices are those of this machine, and no other service knows of what this one has.
     `name`, which is the class's unless given, must be that of no other service of this process.
     """
-    # Before Monarch's first call, which reads them.
-    for variable, value in MONARCH_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    prepare_for_monarch()
     from forge_core.services.fault_hook import install_fault_hook
     from forge_core.services.monarch_replica import MonarchReplica
 
