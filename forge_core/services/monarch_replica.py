@@ -27,7 +27,7 @@ from forge_core.services.fault_hook import handle_faults_of
 from forge_core.services.health import Failure
 from forge_core.services.places import Place, Places
 
-_EXPLAIN_SECONDS = 10.0
+_EXPLAIN_SECONDS = 5.0
 """Longest wait for what Monarch tells within half a second where the machine has time for it."""
 
 
