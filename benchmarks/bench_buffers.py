@@ -5,9 +5,9 @@
 
 Each policy is filled to two sizes, the larger with 100 times the groups of the smaller. The ratios are of the time of
 one group (admitted to a full buffer, so that another leaves; sampled in a batch of 64, used, and its priority made
-anew) in the larger buffer to that in the smaller, turn by turn in one process: medians. `lines_ratio` is the same of the
-lines of Python that are executed, which no cache and no neighbour changes; `log_ratio` is what a logarithm allows, and
-`memory_ratio` what it costs to find an object at random in a plain dict of so many, next to one of a hundredth.
+anew) in the larger buffer to that in the smaller, turn by turn in one process: medians. `lines_ratio` is the same of
+the lines of Python that are executed, which no cache and no neighbour changes; `log_ratio` is what a logarithm allows,
+and `memory_ratio` what it costs to find an object at random in a plain dict of so many, next to one of a hundredth.
 """
 
 from __future__ import annotations
