@@ -12,7 +12,7 @@ from typing import Any
 
 from flows.estimate import check_fits, estimate, model_shape
 from flows.model_directory import ModelDirectory
-from forge_core.config import HUB_PREFIX, RunConfig
+from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
@@ -59,6 +59,8 @@ def check_config(config: RunConfig) -> ModelDirectory | None:
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
     _check_context(config, model, [prompt.text for prompt in prompts])
+    if (shape := model_shape(config, model)) is not None:
+        _check_tensor_parallel(config, shape)
     return model
 
 
@@ -102,10 +104,12 @@ def dry_run_plan(
     meshes = {
         "generators": {
             "meshes": generators.replicas,
-            "processes_per_mesh": 1,
+            "processes_per_mesh": generators.tensor_parallel,
             "device": generators.device,
             "threads_per_process": generators.threads,
-            "runs": "one in-process vLLM engine",
+            "runs": "one in-process vLLM engine"
+            if generators.tensor_parallel == 1
+            else "its share of one vLLM engine",
         },
         "trainer": {
             "meshes": 1,
@@ -182,6 +186,20 @@ def _check_answers(config: RunConfig, prompts: list[Prompt]) -> None:
         raise ValueError(
             f"warm_start.steps {config.warm_start.steps} trains on reference answers, and "
             f"environment.name {config.environment.name!r} has none: set it to 0"
+        )
+
+
+def _check_tensor_parallel(config: RunConfig, shape: ModelShape) -> None:
+    """Refuse to share out what cannot be shared out evenly."""
+    share = config.generators.tensor_parallel
+    kv_heads = shape.num_kv_heads
+    # Fewer heads of keys and values than processes are held by several.
+    kv_fit = kv_heads % share == 0 or share % kv_heads == 0
+    if shape.num_heads % share or shape.intermediate_size % share or not kv_fit:
+        raise ValueError(
+            f"generators.tensor_parallel {share} cannot share out the model's {shape.num_heads} attention heads, "
+            f"{kv_heads} heads of keys and values and {shape.intermediate_size} hidden units evenly: set it to a "
+            "number that divides them"
         )
 
 

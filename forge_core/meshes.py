@@ -2,7 +2,7 @@
 
 ```
 controller (the flow's process)
- ├─ generator-0 … generator-(R-1)   one process, one vLLM engine each
+ ├─ generator-0 … generator-(R-1)   one vLLM engine each, on one process or several
  ├─ trainer                          one process per FSDP2 rank
  ├─ verifier                         one process
  └─ weights                          TorchStore's volume
@@ -17,6 +17,7 @@ import asyncio
 import functools
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Any
 
 from forge_core.config import RunConfig
 from forge_core.mesh import Mesh
-from forge_core.placement.allocator import Slot
+from forge_core.placement.allocator import Grant, Slot
 from forge_core.placement.claims import claimed_plan
 from forge_core.placement.hosts import this_machine
 from forge_core.placement.roles import Role
@@ -153,8 +154,12 @@ def _declare(
         name = f"generator-{replica}"
 
         async def spawn(started_at: float) -> Any:
-            processes = await owned.start(name, functools.partial(_generator, config))
-            return processes.spawn(name, Generator, replica, *base, started_at)
+            processes = await owned.start(
+                name, functools.partial(_generator, config, owned.grant(name))
+            )
+            # Its name is also that of memory which all engines of the machine see.
+            rendezvous = str(workdir / f"{name}-{secrets.token_hex(8)}")
+            return processes.spawn(name, Generator, replica, *base, rendezvous, started_at)
 
         return Mesh(name, "generators", owned, spawn)
 
@@ -212,8 +217,9 @@ def _light(slot: Slot) -> dict[str, str]:
     return _process(1, slot)
 
 
-def _generator(config: RunConfig, slot: Slot) -> dict[str, str]:
-    environment = _process(config.generators.threads, slot)
+def _generator(config: RunConfig, grant: Grant, slot: Slot) -> dict[str, str]:
+    # vLLM has the processes of one engine reach each other's memory, and picks each one's GPU by its rank.
+    environment = process_environment(config.generators.threads, grant.gpus)
     if config.generators.device == "cpu":
         # vLLM compiles a few small functions even in eager mode, which costs seconds at every start.
         environment["TORCHDYNAMO_DISABLE"] = "1"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forge_core.placement.allocator import Slot
+from forge_core.placement.allocator import Grant, Slot
 from forge_core.placement.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -132,9 +132,13 @@ class Processes:
         self._startup_seconds = startup_seconds
         self._meshes: dict[str, ProcessMesh] = {}
 
+    def grant(self, name: str) -> Grant:
+        """What a mesh holds, or will when it is started. Raises DoesNotFit."""
+        return self._plan.take(name)
+
     async def start(self, name: str, environment: Environment) -> Any:
         """Spawn a mesh and wait until each of its processes has told its pid; its Monarch handle."""
-        slots = self._plan.take(name).slots
+        slots = self.grant(name).slots
         mesh = await ProcessMesh.spawn(
             name, slots, environment, startup_seconds=self._startup_seconds
         )

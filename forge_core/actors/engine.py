@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
 from vllm import LLM, SamplingParams
-from vllm.config import WeightTransferConfig
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from forge_core.actors.engine_arguments import context_length, engine_arguments
+from forge_core.actors.membership import Membership
+from forge_core.actors.tensor_parallel import leading
 from forge_core.chat import encode_prompt
 from forge_core.config import RunConfig
 from forge_core.rollout import Sample
@@ -33,9 +35,7 @@ T = TypeVar("T")
 
 # Turns of the event loop in which a coroutine that was answered may ask again before the engine's next step.
 _SETTLE_TURNS = 3
-_BATCHED_TOKENS = 8192
 _TOOL_POLL_SECONDS = 0.01
-_PROBE_SEQUENCES = 32
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,49 +54,42 @@ class _Request:
 class Engine:
     """The policy of one replica: samples, scores, and takes new weights."""
 
-    def __init__(self, model_dir: str, config: RunConfig) -> None:
-        transfer.register()
-        on_cpu = config.generators.device == "cpu"
-        memory: dict[str, Any] = (
-            {"kv_cache_memory_bytes": int(config.generators.kv_cache_gib * 2**30)}
-            if on_cpu
-            else {"gpu_memory_utilization": config.generators.gpu_memory_fraction}
-        )
-        model_config = AutoConfig.from_pretrained(model_dir)
-        context = config.generators.max_model_len
-        # Models without a position table of fixed length name no limit.
-        context = min(context, getattr(model_config, "max_position_embeddings", context))
-        self._llm = LLM(
-            model=model_dir,
-            # Weights that are pickled are not read, whatever else lies in the directory.
-            load_format="safetensors",
-            dtype=config.model.dtype,
-            seed=config.seed,
-            enforce_eager=on_cpu,
-            # With room for the probe, which must not wait for living requests to end.
-            max_num_seqs=config.generators.max_sequences + _PROBE_SEQUENCES,
-            max_model_len=context,
-            # On CPU vLLM cannot take back the random numbers of a seeded request whose prompt is cut in two.
-            enable_chunked_prefill=not on_cpu,
-            max_num_batched_tokens=max(_BATCHED_TOKENS, context),
-            logprobs_mode="processed_logprobs",
-            enable_prefix_caching=True,
-            # A step's tokens are known when it returns, so that a swap lies between two tokens of every request.
-            async_scheduling=False,
-            disable_log_stats=True,
-            weight_transfer_config=WeightTransferConfig(backend=transfer.BACKEND),
-            **memory,
-        )
+    def __init__(self, model_dir: str, config: RunConfig, membership: Membership) -> None:
+        """Start the engine, with this process as the leader of all that it runs on."""
+        arguments = engine_arguments(model_dir, config)
+        executor = leading(membership) if membership.num_ranks > 1 else None
+        try:
+            self._llm = LLM(**arguments, distributed_executor_backend=executor)
+        finally:
+            self._channel = executor.channel if executor else None
+            if self._channel:
+                self._channel.send(None)
         self._engine = self._llm.llm_engine
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._sampling = config.sampling
-        self._context_length = context
+        self._context_length = context_length(model_dir, config)
         self._request_ids = itertools.count()
         self._requests: dict[str, _Request] = {}
         self.policy_version = -1
         self.in_flight = False
         """Set before weights are swapped under requests: those that begin then share no prefix with other versions'."""
         self.greedy = False
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """The engine is used only inside: meanwhile its other processes serve it."""
+        try:
+            yield
+        finally:
+            if self._channel:
+                self._channel.send(None)
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise, in every process of the engine, if any has an error."""
+        if self._channel:
+            self._channel.agree(error)
+        elif error:
+            raise error
 
     @property
     def max_prompt_tokens(self) -> int:

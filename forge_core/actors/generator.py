@@ -1,4 +1,8 @@
-"""The generator: one process, one vLLM engine, one replica."""
+"""The generator: one replica, which is one vLLM engine, on one process or several.
+
+Every endpoint is called in all of them at once. The first leads: it has the engine, and its answer counts; the others
+compute their share of the model (`forge_core.actors.tensor_parallel`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from monarch.actor import Actor, endpoint
+from monarch.actor import Actor, current_rank, endpoint
 
+from forge_core.actors.following import Following, fetch_together
 from forge_core.actors.in_flight import InFlight
+from forge_core.actors.membership import Membership
 from forge_core.actors.messages import (
     AdvanceReply,
     AdvanceRequest,
@@ -31,7 +37,7 @@ from forge_core.rollout import (
     generate_episode,
 )
 from forge_core.timeline import Interval, Kind, Timeline
-from forge_core.weights import packing, store
+from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
 from storage.episodes import SCHEMA, Figures
 from storage.objects import open_store
@@ -44,11 +50,19 @@ if TYPE_CHECKING:
 class Generator(Actor):
     """Samples episodes from the current policy and stores them; takes new weights between rounds or in flight."""
 
-    def __init__(self, replica: int, config: RunConfig, store_uri: str, spawned_at: float) -> None:
+    def __init__(
+        self, replica: int, config: RunConfig, store_uri: str, rendezvous: str, spawned_at: float
+    ) -> None:
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         store.install()
         self._replica = replica
         self._config = config
+        self._membership = Membership(
+            rank=int(current_rank().rank),
+            num_ranks=config.generators.tensor_parallel,
+            rendezvous=rendezvous,
+        )
+        self._following = Following(config, self._membership) if self._membership.rank else None
         self._store = open_store(store_uri)
         self._profiler = Profiler(
             config.profile,
@@ -74,6 +88,8 @@ class Generator(Actor):
         # Deferred: the controller imports this module too, and has no use for vLLM.
         from forge_core.actors.engine import Engine
 
+        if self._following:
+            return self._following.load(model_dir)
         if hasattr(self, "_engine"):  # a retry of the stage: one engine is enough
             return
         with self._timeline.during("startup"):
@@ -81,32 +97,44 @@ class Generator(Actor):
                 self._generate_episode = custom_generate_episode(
                     reference, timeout_seconds=self._config.timeouts.episode_seconds
                 )
-            self._engine = Engine(model_dir, self._config)
+            self._engine = Engine(model_dir, self._config, self._membership)
             self._in_flight = InFlight(self._engine)
 
     @endpoint
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
+    async def generate(self, request: GenerateRequest) -> GenerateReply | None:
         """Sample, from an empty prefix cache, and store.
 
         Raises ValueError if the engine holds another version than the request asks for.
         Repeating a request stores the same tokens: seeds follow from run seed and ids.
         """
-        return await self._generate(request, evaluate=False)
+        if self._following:
+            self._following.serve()
+            return None
+        with self._engine.leading():
+            return await self._generate(request, evaluate=False)
 
     @endpoint
-    async def evaluate(self, request: GenerateRequest) -> GenerateReply:
+    async def evaluate(self, request: GenerateRequest) -> GenerateReply | None:
         """As `generate`, for held-out prompts."""
-        return await self._generate(request, evaluate=True)
+        if self._following:
+            self._following.serve()
+            return None
+        with self._engine.leading():
+            return await self._generate(request, evaluate=True)
 
     @endpoint
     async def load_version(
         self, manifest: Manifest, probe: tuple[tuple[int, ...], ...]
-    ) -> LoadReply:
+    ) -> LoadReply | None:
         """Fetch a version from TorchStore, serve it, and score the probe with it.
 
         Raises ValueError, and goes on with the version it has, if the bytes are not those that the manifest tells.
         """
-        loaded = await self._load_version(manifest, probe)
+        if self._following:
+            await self._following.load_version(manifest)
+            return None
+        with self._engine.leading():
+            loaded = await self._load_version(manifest, probe)
         return dataclasses.replace(loaded, intervals=tuple(self._timeline.drain()))
 
     async def _load_version(
@@ -114,32 +142,32 @@ class Generator(Actor):
     ) -> LoadReply:
         started = time.monotonic()
         with self._timeline.during("weights"):
-            buckets = await store.get_version(
-                manifest, timeout_seconds=self._config.timeouts.call_seconds
+            tensors = await fetch_together(
+                manifest, self._engine.agree, timeout_seconds=self._config.timeouts.call_seconds
             )
-            tensors = packing.unpack(manifest, buckets)
-            digest = packing.digest(tensors)
-            if digest != manifest.digest:
-                raise ValueError(
-                    f"generator {self._replica} received other bytes of version {manifest.policy_version} than the "
-                    "trainer sent"
-                )
             self._engine.load_version(manifest.policy_version, tensors)
             scored = await self._engine.run([self._engine.score(list(ids)) for ids in probe])
         self._last_load = LoadReply(
             policy_version=manifest.policy_version,
-            digest=digest,
+            digest=manifest.digest,
             probe_logprobs=tuple(tuple(logprobs) for logprobs in scored),
             seconds=time.monotonic() - started,
         )
         return self._last_load
 
     @endpoint
-    async def advance(self, request: AdvanceRequest) -> AdvanceReply:
+    async def advance(self, request: AdvanceRequest) -> AdvanceReply | None:
         """Generate in flight: swap weights, begin groups, and go on with what is under way. Safe to repeat by `seq`.
 
         Raises what `load_version` raises, and what an episode raises.
         """
+        if self._following:
+            await self._following.advance(request)
+            return None
+        with self._engine.leading():
+            return await self._advance_once(request)
+
+    async def _advance_once(self, request: AdvanceRequest) -> AdvanceReply:
         last = self._last_advance
         if last is None or last.seq != request.seq:
             last = await self._advance(request)

@@ -9,16 +9,18 @@ from forge_core.services.policy import Policy, RestartPolicy
 
 
 class GeneratorsConfig(Section):
-    """The mesh that generates: one process with one vLLM engine per replica."""
+    """The mesh that generates: one vLLM engine per replica, on one process or several."""
 
     replicas: int = Field(1, ge=1, le=256)
     """Number of engines."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """Processes that share each engine's model by its attention heads, whose number must be divisible by it."""
     device: Device = "cpu"
-    """Kind of device an engine runs on; with `cuda`, one GPU per replica."""
+    """Kind of device an engine runs on; with `cuda`, one GPU per process."""
     threads: int = Field(2, ge=1)
-    """CPU threads of each engine's forward pass."""
+    """CPU threads of the forward pass, of each process."""
     kv_cache_gib: float = Field(0.5, gt=0.0)
-    """Memory of each engine's key-value cache on CPU, in GiB."""
+    """Memory of each engine's key-value cache on CPU, in GiB; its processes share it."""
     gpu_memory_fraction: float = Field(0.85, gt=0.0, le=0.98)
     """Share of a GPU's memory that an engine may use."""
     max_model_len: int = Field(2048, ge=1)

@@ -74,14 +74,16 @@ def _shape_of(document: dict[str, Any]) -> ModelShape | None:
 
 def generator_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes of the device's memory that one process of a generator holds, by what for."""
-    size = element_bytes(config)
+    size, share = element_bytes(config), config.generators.tensor_parallel
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * size
     longest = per_token * config.generators.max_model_len
     on_cpu = config.generators.device == "cpu"
     cache = int(config.generators.kv_cache_gib * GIB) if on_cpu else longest
     return {
-        "weights": size * shape.num_parameters,
-        "key-value cache" if on_cpu else "key-value cache of one sequence": max(cache, longest),
+        "weights": math.ceil(size * shape.num_parameters / share),
+        "key-value cache" if on_cpu else "key-value cache of one sequence": math.ceil(
+            max(cache, longest) / share
+        ),
     }
 
 

@@ -2,7 +2,7 @@
 
 | mesh | asks for |
 |---|---|
-| generator-i | a process with a GPU, or `generators.threads` cores |
+| generator-i | `generators.tensor_parallel` processes with a GPU each, or `generators.threads` cores each |
 | trainer | `trainer.ranks` processes with a GPU each, or `trainer.threads` cores each |
 | verifier, weights, controller | memory; they wait most of the time, and run on any core |
 """
@@ -137,11 +137,15 @@ def _generator(config: RunConfig, index: int, shape: ModelShape | None) -> Ask:
     # What it receives of a publish.
     resting = memory.PROCESS_BYTES + memory.published_bytes(shape) if shape else 0
     held = sum(memory.generator_parts(config, shape).values()) if shape and on_cpu else 0
+    field = f"generators.replicas {settings.replicas}"
+    if settings.tensor_parallel > 1:
+        field += f" x tensor_parallel {settings.tensor_parallel}"
     return _computing(
         config,
         Ask(
             name=f"generator-{index}",
-            field=f"generators.replicas {settings.replicas}",
+            field=field,
+            processes=settings.tensor_parallel,
             gpus=0 if on_cpu else 1,
             cores=settings.threads if on_cpu else 0,
             memory_bytes=resting + held,

@@ -16,6 +16,7 @@ import torchstore.api
 from monarch.actor import endpoint
 from torchstore.controller import Controller
 
+from forge_core.weights import packing
 from forge_core.weights.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,20 @@ async def get_version(manifest: Manifest, *, timeout_seconds: float) -> list[tor
                 *(torchstore.get(key, store_name=manifest.store) for key in manifest.keys)
             )
         )
+
+
+async def get_tensors(manifest: Manifest, *, timeout_seconds: float) -> dict[str, torch.Tensor]:
+    """The tensors of a version, by name, as views of what arrived.
+
+    Raises what `get_version` raises, and ValueError if the bytes are not those that the manifest tells.
+    """
+    buckets = await get_version(manifest, timeout_seconds=timeout_seconds)
+    tensors = packing.unpack(manifest, buckets)
+    if packing.digest(tensors) != manifest.digest:
+        raise ValueError(
+            f"other bytes of version {manifest.policy_version} arrived than the trainer sent"
+        )
+    return tensors
 
 
 async def delete_version(manifest: Manifest, *, timeout_seconds: float) -> None:

@@ -161,6 +161,12 @@ def test_run_id_that_exists_or_cannot_be_one(tmp_path: Path) -> None:
     check(tmp_path, run_id="new")
 
 
+def test_heads_that_cannot_be_shared_out(tmp_path: Path) -> None:
+    check(tmp_path, "generators.tensor_parallel=4")
+    sentence = refusal(tmp_path, "generators.tensor_parallel=3")
+    assert "generators.tensor_parallel 3" in sentence and "4 attention heads" in sentence
+
+
 def test_plan_tells_processes_and_config(tmp_path: Path) -> None:
     overrides = ["generators.replicas=3", "trainer.ranks=4"]
     config = load_config(preset="tiny", file=None, overrides=overrides)
