@@ -19,6 +19,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                SIGSTOP and with an endless loop that holds Python's lock: each request answered once, the failure found,
                the others go on, the replica is replaced
     false-alarm  half an hour at full CPU load, and no replica is restarted
+    colocated  the tiny preset, sync and hybrid, generator and trainer in turns on one core: as learning, and both never
+               resident above the memory that is allowed, which is less than they would hold together
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -38,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.browser import look_at
+from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
@@ -316,6 +319,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **PROOFS,
     **FAILURE_PROOFS,
     **SERVICE_PROOFS,
+    **COLOCATED_PROOFS,
 }
 
 

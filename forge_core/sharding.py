@@ -59,6 +59,22 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor gathered from all ranks, which shares no memory with what it was gathered from; collective."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().clone()
+    gathered: torch.Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
+    # With one rank there is nothing to gather.
+    is_shared = gathered.untyped_storage().data_ptr() == local_storage(tensor).data_ptr()
+    return gathered.clone() if is_shared else gathered
+
+
+def local_storage(tensor: torch.Tensor) -> torch.UntypedStorage:
+    """The storage of this rank's part of a tensor."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage()
+
+
 def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor on the device and, where `like` is one, as a DTensor of its layout; without communication."""
     if not isinstance(like, DTensor):

@@ -19,6 +19,7 @@ from storage.ledger import Ledger
 from storage.rounds import relied_on
 from tasks.run import ActiveRun, current
 from tasks.stage import TRANSIENT, stage
+from tasks.turns import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def is_checkpoint_due(run: ActiveRun, step: int) -> bool:
 
 
 @stage
+@in_turn("trainer")
 async def checkpoint(step: int) -> None:
     """Begin to store all state after a step, once the one before is stored. Idempotent by step.
 
@@ -46,6 +48,7 @@ async def checkpoint(step: int) -> None:
 
 
 @stage
+@in_turn("trainer")
 async def last_checkpoint(step: int) -> None:
     """The checkpoint that a run ends with. Idempotent by step."""
     run = current()

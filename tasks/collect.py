@@ -13,6 +13,7 @@ from tasks.learn import level
 from tasks.references import Generation, Round, Scored, StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import attempt, stage
+from tasks.turns import turn
 
 
 @stage
@@ -41,25 +42,12 @@ async def generate(round: Round) -> Generation:
 
 
 async def _sample(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> None:
-    config = run.config
-    await level(run)
-    requests = {
-        replica: GenerateRequest(
-            run_id=run.run_id,
-            key_prefix=layout.generated_prefix(run.run_id, layout.part_name(round.number, replica)),
-            prompts=tuple(drawn[replica :: config.generators.replicas]),
-            num_samples=config.group_size,
-            policy_version=run.ledger.served_version,
-            attempt=attempt(),
+    async with turn(run, "generators"):
+        await level(run)
+        requests = _requests(run, round, drawn)
+        replies = await on_replicas(
+            run, "generate", requests, timeout_seconds=run.config.timeouts.stage_seconds
         )
-        for replica in range(config.generators.replicas)
-    }
-    replies = await on_replicas(
-        run,
-        "generate",
-        requests,
-        timeout_seconds=config.timeouts.stage_seconds,
-    )
     new: list[facts.Fact] = []
     stored: list[StoredPart] = []
     for replica, reply in zip(requests, replies, strict=True):
@@ -74,6 +62,22 @@ async def _sample(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> Non
     seconds = max((part.seconds for part in stored), default=0.0)
     tokens = sum(part.response_tokens for part in stored)
     run.tokens_per_second[round.number] = tokens / seconds if seconds else 0.0
+
+
+def _requests(run: ActiveRun, round: Round, drawn: list[DrawnPrompt]) -> dict[int, GenerateRequest]:
+    """What each replica samples of a round."""
+    replicas = run.config.generators.replicas
+    return {
+        replica: GenerateRequest(
+            run_id=run.run_id,
+            key_prefix=layout.generated_prefix(run.run_id, layout.part_name(round.number, replica)),
+            prompts=tuple(drawn[replica::replicas]),
+            num_samples=run.config.group_size,
+            policy_version=run.ledger.served_version,
+            attempt=attempt(),
+        )
+        for replica in range(replicas)
+    }
 
 
 @stage

@@ -12,6 +12,7 @@ from storage import facts, layout
 from tasks.calls import on_replicas, score_part
 from tasks.run import current
 from tasks.stage import attempt, stage
+from tasks.turns import turn
 
 
 @stage
@@ -41,12 +42,13 @@ async def evaluate(name: str, policy_version: int) -> None:
         )
         for replica in range(min(run.config.generators.replicas, len(drawn)))
     }
-    replies = await on_replicas(
-        run,
-        "evaluate",
-        requests,
-        timeout_seconds=run.config.timeouts.stage_seconds,
-    )
+    async with turn(run, "generators"):
+        replies = await on_replicas(
+            run,
+            "evaluate",
+            requests,
+            timeout_seconds=run.config.timeouts.stage_seconds,
+        )
     scored: list[ScoreReply] = []
     for replica, reply in zip(requests, replies, strict=True):
         if reply.too_long or reply.stored is None:

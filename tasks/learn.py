@@ -18,6 +18,7 @@ from tasks.checkpoints import settle_checkpoint
 from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
+from tasks.turns import in_turn, turn
 
 
 class BoundExceeded(RuntimeError):
@@ -25,6 +26,7 @@ class BoundExceeded(RuntimeError):
 
 
 @stage
+@in_turn("trainer")
 async def train(batches: tuple[StepBatch, ...]) -> None:
     """Train steps. Idempotent by step: one that the trainer has behind it is not trained again."""
     run = current()
@@ -61,6 +63,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
     _check_on_policy(run, reply)
     metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
     metrics["train/seconds"] = reply.seconds
+    metrics |= run.turns.figures() if run.turns is not None else {}
     new: list[facts.Fact] = []
     before = run.ledger.steps.get(batch.step)
     if before is not None and before.weights_digest != reply.weights_digest:
@@ -105,7 +108,10 @@ async def publish(policy_version: int) -> None:
     are too far apart or too certain to show it.
     """
     run = current()
-    await _have_served(run, await put_weights(run, policy_version))
+    async with turn(run, "trainer"):
+        put = await put_weights(run, policy_version)
+    async with turn(run, "generators", weights=False):
+        await _have_served(run, put)
 
 
 async def level(run: ActiveRun) -> None:
@@ -125,6 +131,8 @@ async def _have_served(run: ActiveRun, put: PublishReply) -> None:
         raise Overtaken(
             f"version {put.manifest.policy_version} was replaced while generators loaded it"
         )
+    if run.turns is not None:
+        run.turns.loaded()
     published = published_fact(put, loaded)
     run.append(published)
     check_parity(run, published)

@@ -7,15 +7,18 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from forge_core.actors.messages import RestoreReply, RestoreRequest, WarmStartReply
 from forge_core.config import HUB_PREFIX
+from forge_core.mesh import Mesh
 from storage import facts
 from storage.objects import ObjectNotFound
 from storage.records import FileRef
 from storage.resume import find_checkpoint
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
+from tasks.turns import Side, in_turn, turn
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +45,9 @@ async def build_model() -> None:
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
     run.model_directory = directory
-    loading = [*run.meshes.generators, run.meshes.trainer]
+    # Where they are colocated one after the other, the engines first: they look at what memory is free.
     await asyncio.gather(
-        *(mesh.call("load", directory, timeout_seconds=timeout) for mesh in loading)
+        _load(run, "generators", run.meshes.generators), _load(run, "trainer", [run.meshes.trainer])
     )
     if run.meshes.generators:
         answers = await run.meshes.trainer.call(
@@ -53,6 +56,14 @@ async def build_model() -> None:
         run.probe = answers[0]
     for mesh in run.meshes.watched:
         mesh.loaded.set()
+
+
+async def _load(run: ActiveRun, side: Side, meshes: Sequence[Mesh]) -> None:
+    timeout = run.config.timeouts.startup_seconds
+    async with turn(run, side, weights=False):
+        await asyncio.gather(
+            *(mesh.call("load", run.model_directory, timeout_seconds=timeout) for mesh in meshes)
+        )
 
 
 async def _model_directory(run: ActiveRun) -> str:
@@ -91,6 +102,7 @@ async def _download(repository: str) -> str:
 
 
 @stage
+@in_turn("trainer")
 async def warm_start() -> None:
     """Supervised training on reference answers; makes version 0. Idempotent: the trainer does it once.
 
@@ -122,6 +134,7 @@ async def warm_start_trainer(run: ActiveRun) -> None:
 
 
 @stage
+@in_turn("trainer")
 async def restore() -> None:
     """Load the newest checkpoint of the run that is whole. Idempotent.
 
@@ -156,6 +169,7 @@ async def restore_newest(run: ActiveRun) -> None:
 
 
 @stage
+@in_turn("trainer")
 async def restore_parent() -> None:
     """Load the checkpoint of another run that the config names, from which this one goes on. Idempotent.
 

@@ -10,6 +10,7 @@ from tasks.collect import known_batches
 from tasks.learn import check_parity, published_fact, put_newest, train_step
 from tasks.prepare import restore_from_parent, restore_newest, warm_start_trainer
 from tasks.run import ActiveRun
+from tasks.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,11 @@ async def prepare(run: ActiveRun, mesh: Mesh) -> None:
     """
     match mesh.unit:
         case "generators":
-            await _prepare_generator(run, mesh)
+            async with turn(run, "generators", weights=False):
+                await _prepare_generator(run, mesh)
         case "trainer":
-            await _prepare_trainer(run)
+            async with turn(run, "trainer"):
+                await _prepare_trainer(run)
         case "verifier":
             await mesh.call("prepare", timeout_seconds=run.config.timeouts.startup_seconds)
         case "weights":
@@ -31,18 +34,30 @@ async def prepare(run: ActiveRun, mesh: Mesh) -> None:
 
 
 async def _prepare_generator(run: ActiveRun, mesh: Mesh) -> None:
-    """Load the model, then the newest weights there are, until they still are the newest."""
-    timeouts, replica = run.config.timeouts, run.meshes.generators.index(mesh)
-    run.loads.pop(replica, None)
+    """Load the model, then the newest weights there are."""
+    run.loads.pop(run.meshes.generators.index(mesh), None)
     if run.model_directory is None:
         return
-    await mesh.call("load", run.model_directory, timeout_seconds=timeouts.startup_seconds)
+    timeout = run.config.timeouts.startup_seconds
+    await mesh.call("load", run.model_directory, timeout_seconds=timeout)
+    await load_newest(run, mesh)
+
+
+async def load_newest(run: ActiveRun, mesh: Mesh) -> None:
+    """Have a generator load the newest weights there are, until they still are the newest.
+
+    Raises MeshCall if it fails, and BoundExceeded if it does not agree with the trainer.
+    """
+    replica = run.meshes.generators.index(mesh)
     while (put := run.put) is not None:
         if run.recovery is not None:
             await run.recovery.revive(run.meshes.weights)
         try:
             answers: list[LoadReply] = await mesh.call(
-                "load_version", put.manifest, run.probe, timeout_seconds=timeouts.call_seconds
+                "load_version",
+                put.manifest,
+                run.probe,
+                timeout_seconds=run.config.timeouts.call_seconds,
             )
         except Exception as error:
             # What was the newest when this began may be forgotten by now.

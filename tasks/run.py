@@ -33,6 +33,7 @@ from tasks.interrupts import cancelled_by
 from tasks.provenance import git_commit, versions
 from tasks.recovery import Recovery, guarded
 from tasks.sources import keep_sources
+from tasks.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class ActiveRun:
     """By replica, the weights that it loaded last."""
     recovery: Recovery | None = None
     """What brings meshes back that fail."""
+    turns: Turns | None = None
+    """Whose turn it is, where generators and trainer are colocated."""
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""
@@ -192,6 +195,11 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
                 listeners=_listeners.get(),
                 folder=local_folder(store, run_id),
             )
+            if config.placement == "colocated" and {"generators", "trainer"} <= roles_of(config):
+                # Here, for it is made of the stages that need this module.
+                from tasks.revival import load_newest
+
+                run.turns = Turns(run, load_newest)
             _tell_start(run, mesh_names(config), sources)
             token = _current.set(run)
             try:

@@ -74,6 +74,7 @@ class Engine:
         self.in_flight = False
         """Set before weights are swapped under requests: those that begin then share no prefix with other versions'."""
         self.greedy = False
+        self.is_asleep = False
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -238,6 +239,19 @@ class Engine:
             # Its first token would be of the new version over a prompt that the old one may have read.
             self._engine.abort_request([request_id])
             self._add(request_id, request)
+
+    def sleep(self) -> None:
+        """Give up weights and key-value cache; no request may be under way. Harmless if it sleeps."""
+        assert not self._requests, "requests would lose what they have"
+        if not self.is_asleep:
+            self._llm.sleep(level=2)
+            self.is_asleep, self.policy_version = True, -1
+
+    def wake(self) -> None:
+        """Take the memory again; a version has to be loaded before anything is asked. Harmless if it is awake."""
+        if self.is_asleep:
+            self._llm.wake_up()
+            self.is_asleep = False
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes; RuntimeError if the engine refuses, for stale ones would be used silently."""

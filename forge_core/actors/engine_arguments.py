@@ -13,6 +13,7 @@ from forge_core.weights import transfer
 PROBE_SEQUENCES = 32
 """Room for the probe, which must not wait for living requests to end."""
 _BATCHED_TOKENS = 8192
+_SLEEPING_WORKER = "forge_core.actors.sleeping_worker.SleepingCPUWorker"
 
 
 def context_length(model_dir: str, config: RunConfig) -> int:
@@ -35,6 +36,9 @@ def engine_arguments(model_dir: str, config: RunConfig) -> dict[str, Any]:
         if on_cpu
         else {"gpu_memory_utilization": settings.gpu_memory_fraction}
     )
+    if config.placement == "colocated":
+        sleeps = {"worker_cls": _SLEEPING_WORKER} if on_cpu else {"enable_sleep_mode": True}
+        memory.update(sleeps)
     return {
         "model": model_dir,
         # Weights that are pickled are not read, whatever else lies in the directory.

@@ -53,8 +53,9 @@ class Following:
             self._follower = Follower(engine_arguments(model_dir, self._config), self._membership)
 
     def serve(self) -> None:
-        """Compute what the leader tells, until it is done."""
-        self._follower.serve()
+        """Compute what the leader tells, until it is done; nothing before anything is loaded."""
+        if hasattr(self, "_follower"):
+            self._follower.serve()
 
     async def load_version(self, manifest: Manifest) -> None:
         """Fetch a version's weights, for this process's share of the model. Raises as the leader does."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import torch
 from monarch.actor import Actor, current_rank, endpoint
 
 from forge_core.actors.following import Following, fetch_together
+from forge_core.actors.held_memory import held_memory
 from forge_core.actors.in_flight import InFlight
 from forge_core.actors.membership import Membership
 from forge_core.actors.messages import (
@@ -25,6 +27,7 @@ from forge_core.actors.messages import (
     GenerateRequest,
     LoadReply,
     StoredPart,
+    TurnReply,
 )
 from forge_core.actors.rows import group_rows
 from forge_core.config import RunConfig
@@ -221,6 +224,29 @@ class Generator(Actor):
             num_under_way=len(self._in_flight),
             seconds=seconds,
             intervals=tuple(self._timeline.drain()),
+        )
+
+    @endpoint
+    async def sleep(self) -> TurnReply:
+        """Give the device up to the trainer. Safe to repeat, and before anything is loaded."""
+        return self._take_turn("sleep")
+
+    @endpoint
+    async def wake(self) -> TurnReply:
+        """Take the device again; it serves no version before `load_version`. Safe to repeat."""
+        return self._take_turn("wake")
+
+    def _take_turn(self, what: Literal["sleep", "wake"]) -> TurnReply:
+        device = torch.device(self._config.generators.device)
+        before = held_memory(device)
+        with self._timeline.during("weights"):
+            if self._following:
+                self._following.serve()
+            elif hasattr(self, "_engine"):
+                with self._engine.leading():
+                    getattr(self._engine, what)()
+        return TurnReply(
+            before=before, after=held_memory(device), intervals=tuple(self._timeline.drain())
         )
 
     @endpoint

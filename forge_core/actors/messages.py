@@ -301,3 +301,29 @@ class RestoreReply:
     """Digest of the weights that the trainer holds now."""
     intervals: tuple[Interval, ...]
     """Rank 0's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldMemory:
+    """What a process holds of the memory that colocated meshes share."""
+
+    bytes: int
+    """Held now."""
+    peak_bytes: int
+    """Held at most since it was asked before."""
+    total_bytes: int
+    """How much there is."""
+    is_of_device: bool
+    """Whether this is what all processes together hold of a device, and not this one's alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnReply:
+    """A process has fallen asleep, or is awake."""
+
+    before: HeldMemory
+    """What it held until then."""
+    after: HeldMemory
+    """What it holds now."""
+    intervals: tuple[Interval, ...]
+    """Its time since it last told."""

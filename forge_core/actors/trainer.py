@@ -19,16 +19,20 @@ import torch.distributed as dist
 from monarch.actor import Actor, current_rank, endpoint
 
 from forge_core.actors.checkpoint_writer import CheckpointWriter
+from forge_core.actors.held_memory import held_memory
 from forge_core.actors.messages import (
     CheckpointReply,
     CheckpointRequest,
+    HeldMemory,
     PublishReply,
     RestoreReply,
     RestoreRequest,
     TrainReply,
     TrainRequest,
+    TurnReply,
     WarmStartReply,
 )
+from forge_core.actors.offload import Offload
 from forge_core.algorithms import warm_start
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
 from forge_core.algorithms.data import Batch, load_batch
@@ -37,7 +41,7 @@ from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.profiling import Profiler
-from forge_core.sharding import join_group, load_weights, reshard, shard_model
+from forge_core.sharding import join_group, load_weights, reshard, shard_model, whole
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
@@ -76,6 +80,8 @@ class Trainer(Actor):
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
         self._writer = CheckpointWriter()
+        self._scored: tuple[Any, tuple[tuple[tuple[float, ...], ...], float]] | None = None
+        self._offload = Offload(Path(f"{rendezvous}-asleep-{self._rank}"))
 
     @endpoint
     async def build_model(self, directory: str) -> None:
@@ -229,8 +235,7 @@ class Trainer(Actor):
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             # Tied parameters are one object under two names: gather it once, so that it stays one.
             if id(tensor) not in full:
-                gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-                full[id(tensor)] = gathered.detach().to("cpu")
+                full[id(tensor)] = whole(tensor).to("cpu")
             named.append((name, full[id(tensor)]))
         manifest, buckets = packing.pack(named, policy_version)
         self._weights = (manifest, buckets)
@@ -245,7 +250,7 @@ class Trainer(Actor):
     ) -> PublishReply:
         """Put the current weights in the TorchStore of this name, forget versions there, and score the probe.
 
-        Safe to repeat.
+        Safe to repeat. Raises OSError if the trainer sleeps and has not scored this probe with these weights before.
         """
         assert self._weights is not None, "publish follows warm_start or train"
         timeout = self._config.timeouts.call_seconds
@@ -254,7 +259,7 @@ class Trainer(Actor):
             manifest, buckets = self._weights
             manifest = dataclasses.replace(manifest, store=store_name)
             # The collective part comes first: what rank 0 alone may fail at must not leave the others in it.
-            logprobs, entropy = self._score(probe)
+            logprobs, entropy = self._score_once(manifest, probe)
             if self._rank == 0:
                 await store.put_version(manifest, buckets, timeout_seconds=timeout)
                 for before in replaced:
@@ -268,6 +273,19 @@ class Trainer(Actor):
             seconds=time.monotonic() - started,
             intervals=tuple(self._timeline.drain()),
         )
+
+    def _score_once(
+        self, manifest: Manifest, probe: tuple[tuple[int, ...], ...]
+    ) -> tuple[tuple[tuple[float, ...], ...], float]:
+        """The probe's logprobs and entropy, from before if they are the same."""
+        of_what = (manifest.digest, probe)
+        if self._scored is None or self._scored[0] != of_what:
+            if self._offload.is_away:
+                raise OSError(
+                    f"the trainer sleeps and cannot score version {manifest.policy_version}"
+                )
+            self._scored = (of_what, self._score(probe))
+        return self._scored[1]
 
     @torch.no_grad()
     def _score(
@@ -380,6 +398,33 @@ class Trainer(Actor):
             )
         self._step, self._last_reply = request.step, None
         return RestoreReply(weights_digest=manifest.digest, intervals=tuple(self._timeline.drain()))
+
+    @endpoint
+    async def sleep(self) -> TurnReply:
+        """Give the device up to the generators. Safe to repeat, and before anything is loaded."""
+        before = held_memory(self._device)
+        with self._timeline.during("weights"):
+            if hasattr(self, "_learner") and not self._offload.is_away:
+                if self._weights is not None and self._scored is not None:
+                    # A weight store that is filled anew meanwhile wants to know how they score.
+                    self._score_once(self._weights[0], self._scored[0][1])
+                self._offload.put_away(self._learner.held_tensors())
+        return self._turned(before)
+
+    @endpoint
+    async def wake(self) -> TurnReply:
+        """Take the device again, with everything as it was. Safe to repeat."""
+        before = held_memory(self._device)
+        with self._timeline.during("weights"):
+            self._offload.bring_back()
+        return self._turned(before)
+
+    def _turned(self, before: HeldMemory) -> TurnReply:
+        return TurnReply(
+            before=before,
+            after=held_memory(self._device),
+            intervals=tuple(self._timeline.drain()),
+        )
 
     @endpoint
     async def intervals(self) -> tuple[Interval, ...]:

@@ -273,6 +273,14 @@ class Learner:
         self.begin_post_training()
         optimizer_state.load_state(self._model, self._optimizer, pieces)
 
+    def held_tensors(self) -> list[torch.Tensor]:
+        """Everything that a step starts from: parameters, buffers, and the optimizer's state."""
+        reshard(self._model)
+        parameters = list(self._model.parameters())
+        states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
+        kept = [value for state in states for value in state.values() if value.ndim]
+        return [*parameters, *self._model.buffers(), *kept]
+
     def bytes_by_group(self) -> dict[str, int]:
         """Bytes that this rank holds of parameters, their gradients, and the optimizer's state."""
         return optimizer_state.bytes_by_group(self._model, self._optimizer)

@@ -101,6 +101,12 @@ class RunConfig(Section):
     `forgeflow train-rounds`."""
     collect: CollectConfig | None = None
     """A round to collect for another run; given by `forgeflow collect`."""
+    placement: Literal["apart", "colocated"] = "apart"
+    """`colocated`: generators and trainer share their devices and take turns, one side asleep while the other works;
+    for sync and hybrid."""
+    memory_fraction: float = Field(0.9, gt=0.0, le=1.0)
+    """Share of a GPU's memory, on CPU of the machine's, that colocated generators and trainer may hold together at any
+    time; the run ends if they hold more."""
     core_binding: Literal["auto", "bound", "shared"] = "auto"
     """Whether processes that compute on CPU are bound to cores of their own. Where those that are busy at the same time
     have more threads than cores are free, `bound` refuses to start and `auto` binds none; `shared` never does."""
@@ -222,6 +228,28 @@ class RunConfig(Section):
         if self.collect is not None and self.parent_run_id is None:
             raise ValueError(
                 "collect needs the run that it collects for: leave it to `forgeflow collect`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_turns(self) -> RunConfig:
+        if self.placement == "apart":
+            return self
+        devices = self.generators.device, self.trainer.device
+        if self.regime == "async":
+            raise ValueError(
+                "placement 'colocated' has generators and trainer take turns, and in regime async both work at the "
+                "same time: set placement to apart, or regime to sync or hybrid"
+            )
+        if devices[0] != devices[1]:
+            raise ValueError(
+                f"placement 'colocated' shares devices, and generators.device {devices[0]!r} and trainer.device "
+                f"{devices[1]!r} differ: set both alike, or placement to apart"
+            )
+        if devices[0] == "cuda" and self.generators.gpu_memory_fraction > self.memory_fraction:
+            raise ValueError(
+                f"memory_fraction {self.memory_fraction:g} is below generators.gpu_memory_fraction "
+                f"{self.generators.gpu_memory_fraction:g}, which an engine takes when it is awake: lower the latter"
             )
         return self
 

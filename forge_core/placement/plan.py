@@ -156,12 +156,14 @@ def _generator(config: RunConfig, index: int, shape: ModelShape | None) -> Ask:
 
 
 def _computing(config: RunConfig, ask: Ask, turn: str) -> Ask:
-    """The ask with what follows from the regime."""
+    """The ask with what follows from the regime and the layout."""
+    is_colocated = config.placement == "colocated"
     if ask.cores > 1:
         ask = replace(ask, field=f"{ask.field} x threads {ask.cores}")
     return replace(
         ask,
         cores=0 if config.core_binding == "shared" else ask.cores,
         # In sync one waits for the other in any case.
-        turn=turn if config.regime == "sync" else None,
+        turn=turn if is_colocated or config.regime == "sync" else None,
+        lets_go=is_colocated,
     )

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from forge_core.config import RunConfig
-from forge_core.placement import claims
+from forge_core.placement import claims, memory
+from forge_core.placement.allocator import peak_bytes
 from forge_core.placement.claims import claimed_plan
 from forge_core.placement.hosts import THIS_MACHINE, Host, this_machine
-from forge_core.placement.plan import Plan, make_plan
+from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.processes import Processes
 from forge_core.settings import load_config
 
@@ -72,6 +73,39 @@ def test_gpus_are_the_trainers_first_and_nobody_else_has_them() -> None:
     assert gpus == {"trainer": ("0", "1"), "generator-0": ("2",), "generator-1": ("3",)}
     with pytest.raises(ValueError, match=r"ask for 4 GPUs and there are 3: lower them"):
         make_plan(config, [_host(2, gpus=3)])
+
+
+COLOCATED = (
+    "placement=colocated",
+    "trainer.ranks=2",
+    "generators.replicas=2",
+    "generators.threads=1",
+)
+
+
+@pytest.mark.parametrize("regime", ["sync", "hybrid"])
+def test_colocated_meshes_have_the_same_devices(regime: str) -> None:
+    plan = make_plan(_config(f"regime={regime}", *COLOCATED), [_host(2)])
+    assert _cores(plan) == {"trainer": [(0,), (1,)], "generator-0": [(0,)], "generator-1": [(1,)]}
+    on_gpus = _config(
+        f"regime={regime}", *COLOCATED, "trainer.device=cuda", "generators.device=cuda"
+    )
+    gpus = {n: g.gpus for n, g in make_plan(on_gpus, [_host(1, gpus=2)]).grants.items() if g.gpus}
+    assert gpus == {"trainer": ("0", "1"), "generator-0": ("0",), "generator-1": ("1",)}
+    with pytest.raises(ValueError, match=r"trainer.ranks 2 on device cuda asks for 2 GPUs and"):
+        make_plan(on_gpus, [_host(1, gpus=1)])
+
+
+def test_colocated_meshes_need_the_memory_of_one_side_at_a_time() -> None:
+    shape = memory.model_shape(_config())
+    assert shape is not None
+    needs = {
+        layout: peak_bytes(list(asks(_config(f"placement={layout}"), shape=shape).values()))
+        for layout in ("apart", "colocated")
+    }
+    trainer = 2 * sum(memory.trainer_parts(_config(), shape).values())
+    generator = sum(memory.generator_parts(_config(), shape).values())
+    assert needs["apart"] - needs["colocated"] == min(trainer, generator)
 
 
 def test_a_mesh_that_stopped_gives_back_what_it_held_and_may_take_it_again() -> None:

@@ -173,6 +173,14 @@ def test_refusals_name_field_value_and_mend(override: str, words: list[str]) -> 
         assert word in sentence
 
 
+def test_turns_need_a_regime_and_devices_that_allow_them() -> None:
+    colocated = "placement=colocated"
+    assert "regime to sync or hybrid" in refusal(colocated, "regime=async")
+    assert "trainer.device 'cuda' differ" in refusal(colocated, "trainer.device=cuda")
+    on_gpu = [colocated, "trainer.device=cuda", "generators.device=cuda", "memory_fraction=0.5"]
+    assert "memory_fraction 0.5 is below generators.gpu_memory_fraction 0.85" in refusal(*on_gpu)
+
+
 def test_many_mistakes_take_two_lines() -> None:
     sentence = refusal("steps=a", "seed=-1", "group_size=1")
     assert len(sentence.splitlines()) == 2
