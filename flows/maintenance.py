@@ -30,7 +30,7 @@ from storage.records import Commit, Incarnation, read_record
 
 if TYPE_CHECKING:
     from storage.compaction import Plan
-    from storage.gc import Limits
+    from storage.garbage import Limits
 
 _HOUR_SECONDS = 3600
 
@@ -97,7 +97,7 @@ def _garbage(
 def _compact(store: ObjectStore, limits: Limits, *, write: bool) -> list[dict[str, Any]]:
     """Compact every run that is not going on and whose log is sound."""
     from storage.compaction import compact, plan_compaction
-    from storage.gc import read_sound_log
+    from storage.garbage import read_sound_log
     from storage.runs import list_runs
 
     done = []
@@ -159,14 +159,14 @@ def _runs(
 
 
 def _limits(older_than: float) -> Limits:
-    from storage.gc import Limits
+    from storage.garbage import Limits
 
     return Limits(before=time.time() - older_than * _HOUR_SECONDS, is_alive=_is_alive)
 
 
 def _limits_of(store: ObjectStore, run_id: str, older_than: float) -> Limits:
     """A run whose controller is known to be gone need not have been quiet for long."""
-    from storage.gc import Limits
+    from storage.garbage import Limits
 
     try:
         gone = true_status("running", log.read_incarnations(store, run_id)) == "interrupted"

@@ -8,7 +8,7 @@ from typing import Any
 from flows.preflight import check_machine, find_model
 from forge_core.config import RunConfig
 from forge_core.replay import Source, plan_replay, read_source
-from forge_core.settings import load_config
+from forge_core.settings import load_config, stored_config
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import ObjectStore, check_writable, open_store
@@ -113,7 +113,7 @@ def _parent(store: ObjectStore, origin: str | None, first: Source) -> tuple[str,
 
 def _check_fits(store: ObjectStore, sources: Sequence[Source], parent: str) -> None:
     """Refuse episodes of another model than the weights are of, and groups of several sizes."""
-    weights = RunConfig.model_validate(read_config(store, parent))
+    weights = stored_config(store, parent)
     for source in sources:
         if _tokens_of(source.config) != _tokens_of(weights):
             raise ValueError(

@@ -20,7 +20,7 @@ from flows.terminal import (
     set_up_logging,
 )
 from forge_core.config import RunConfig
-from forge_core.settings import load_config
+from forge_core.settings import load_config, stored_config
 from storage.objects import ObjectStore, check_writable, open_store
 from storage.resume import find_checkpoint, read_ledger
 from storage.rounds import waits_for
@@ -38,10 +38,24 @@ def resume(
     verbose: Verbose = False,
 ) -> None:
     """Go on with a run that was interrupted, cancelled or failed, where its log ends."""
+    # A run that waits for something has steps left, and none of them is trained.
+    go_on(run, store, json_output, verbose, take_over=take_over, code_while_waiting=FAILED)
+
+
+def go_on(
+    run: str,
+    store: str,
+    json_output: bool,
+    verbose: bool,
+    *,
+    take_over: bool = False,
+    code_while_waiting: int,
+) -> None:
+    """What `resume` does; exit with `code_while_waiting` where the run waits and nothing is to be done for it."""
     set_up_logging(verbose)
     with refusing_input():
         opened = open_store(store)
-        config = RunConfig.model_validate(read_config(opened, run))
+        config = stored_config(opened, run)
         ledger = read_ledger(opened, run)
         status = true_status(ledger.status, ledger.incarnations)
         waiting = _waiting(opened, run, config, status, ledger.last_step)
@@ -54,7 +68,7 @@ def resume(
             print_json(summary)
         else:
             typer.echo(_nothing_to_do(run, config, summary["steps"], waiting))
-        return
+        raise typer.Exit(0 if waiting is None else code_while_waiting)
     if status == "running" and ledger.incarnations and not take_over:
         holder = ledger.incarnations[-1].controller
         typer.echo(

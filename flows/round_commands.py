@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.preflight import check_config, check_input, check_machine
-from flows.resume import resume
+from flows.resume import go_on
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -113,7 +113,7 @@ def train_rounds(
         launch_and_leave(
             begins, store_uri=store, run_id=run, json_output=json_output, verbose=verbose
         )
-    resume(run, store=store, json_output=json_output, verbose=verbose)
+    go_on(run, store, json_output, verbose, code_while_waiting=0)
 
 
 def _config(preset: str | None, file: str | None, overrides: list[str]) -> RunConfig:

@@ -19,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from forge_core.config import ReplayConfig, RunConfig
+from forge_core.settings import stored_config
 from storage import facts, layout
 from storage.annotations import check_covers, read_scores
 from storage.episodes import policy_version_bounds
-from storage.ledger import Group, Ledger
+from storage.groups import Group
+from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
 from storage.parts import CommitReader
 from storage.records import Commit, read_record
-from storage.runs import read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def read_source(store: ObjectStore, run_id: str, log_end: str | None = None) -> 
 
     Raises ValueError if there is no such run or entry, or the run has committed no groups of its own.
     """
-    config = RunConfig.model_validate(read_config(store, run_id))
+    config = stored_config(store, run_id)
     entries = read_entries(store, run_id)
     names = [f"{entry.incarnation:06d}-{entry.seq:08d}" for entry in entries]
     if log_end is not None:

@@ -12,11 +12,12 @@ import time
 from typing import Any
 
 from forge_core.config import RunConfig
+from forge_core.settings import stored_config
 from storage import layout
 from storage.objects import ObjectStore
 from storage.resume import read_ledger
 from storage.rounds import Claim, read_claims, round_steps
-from storage.runs import read_config, store_config
+from storage.runs import store_config
 from storage.tombstones import is_deleted
 
 
@@ -56,7 +57,7 @@ def claim_round(
 
 def trainer_config(store: ObjectStore, run_id: str) -> RunConfig:
     """The config of a trainer run. Raises ValueError if there is no such run, or it is of another kind."""
-    config = RunConfig.model_validate(read_config(store, run_id))
+    config = stored_config(store, run_id)
     if not config.train_rounds:
         raise ValueError(
             f"run {run_id!r} generates for itself: name one that was begun by forgeflow train-rounds"
@@ -77,7 +78,7 @@ def collect_config(store: ObjectStore, trainer: RunConfig, claim: Claim) -> RunC
             # Somebody else has chosen the version in this moment.
             if not store.exists(layout.config_key(claim.run_id)):
                 raise
-    config = RunConfig.model_validate(read_config(store, claim.run_id))
+    config = stored_config(store, claim.run_id)
     is_of_claim = config.collect is not None and config.collect.round == claim.round
     if not is_of_claim or config.parent_run_id != claim.trainer_run_id:
         raise ValueError(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from forge_core.config import EnvironmentConfig, RunConfig
 from forge_core.environments import load_environment
+from forge_core.settings import stored_config
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.annotations import ScoreSet, open_set
 from storage.objects import ObjectStore
 from storage.records import Commit, Controller, FileRef, read_record
 from storage.resume import read_ledger
-from storage.runs import read_config
 
 ENVIRONMENT = "environment"
 """Names the scorer of the environment that a run's prompts came from."""
@@ -68,7 +68,7 @@ def begin_set(
     The user's file is kept with the set. Raises ValueError if the run has nothing to score, nothing has the verifier's
     name, or the set's name is not usable or taken by another verifier's scores.
     """
-    config = RunConfig.model_validate(read_config(store, run_id))
+    config = stored_config(store, run_id)
     layout.check_score_set(name)
     counted_commits(store, run_id)
     scorer = resolve_scorer(verifier, config)

@@ -25,6 +25,9 @@ from pydantic_core import ErrorDetails
 from forge_core.config import RunConfig
 from forge_core.config.algorithm import OF_ONE_LOSS
 from forge_core.regime import OF_ONE_REGIME, Regime
+from storage import layout
+from storage.objects import ObjectStore
+from storage.runs import read_config
 
 _MISSING = object()
 _CHOICES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -80,6 +83,22 @@ def load_config(
         return RunConfig.model_validate(merged)
     except ValidationError as error:
         raise ValueError(_explain(error.errors(include_url=False))) from None
+
+
+def stored_config(store: ObjectStore, run_id: str) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises ValueError if there is no such run, or another version of this code has begun it whose config this one does
+    not understand.
+    """
+    try:
+        return RunConfig.model_validate(read_config(store, run_id))
+    except ValidationError as error:
+        keys = sorted(".".join(map(str, each["loc"])) or each["msg"] for each in error.errors())
+        raise ValueError(
+            f"run {run_id!r} was begun by a version of Forgeflow whose config this one does not understand "
+            f"({', '.join(keys)}): go on with that version, which {layout.incarnation_key(run_id, 0)} names"
+        ) from None
 
 
 def _read_preset(name: str | None) -> dict[str, Any]:

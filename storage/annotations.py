@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -184,11 +185,11 @@ def _write_part(store: ObjectStore, prefix: str, table: pa.Table) -> PartRef:
     pq.write_table(table, sink, compression="zstd")
     data = bytes(sink.getvalue())
     sha256 = hashlib.sha256(data).hexdigest()
-    part = PartRef(
-        key=f"{prefix}-{sha256[:8]}.parquet", sha256=sha256, bytes=len(data), rows=table.num_rows
-    )
-    if not store.put_if_absent(part.key, data):
-        read_file(store, part)  # The same part of another attempt, unless it was damaged since.
+    # A name of its own, for one that another attempt left may be garbage, and just be going.
+    key = f"{prefix}-{uuid.uuid4().hex[:8]}.parquet"
+    part = PartRef(key=key, sha256=sha256, bytes=len(data), rows=table.num_rows)
+    if not store.put_if_absent(key, data):
+        read_file(store, part)  # Put by this very attempt, whose answer was lost.
     return part
 
 

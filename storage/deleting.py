@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from storage import layout
-from storage.gc import Limits, read_sound_log
+from storage.garbage import Limits, read_sound_log
 from storage.objects import ObjectInfo, ObjectNotFound, ObjectStore
 from storage.rounds import read_claims
 from storage.runs import read_config

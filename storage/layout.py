@@ -197,9 +197,14 @@ def scores_prefix(run_id: str, name: str, commit: str) -> str:
     return f"{score_set_folder(run_id, name)}{commit}"
 
 
+def scores_folder(run_id: str, name: str) -> str:
+    """Where the records lie that make parts of scores count."""
+    return f"{score_set_folder(run_id, name)}commits/"
+
+
 def scores_key(run_id: str, name: str, commit: str) -> str:
     """The record that makes that part count."""
-    return f"{score_set_folder(run_id, name)}commits/{commit}.json"
+    return f"{scores_folder(run_id, name)}{commit}.json"
 
 
 def covered_folder(run_id: str, name: str) -> str:

@@ -1,77 +1,17 @@
 """The ledger: what a run's log adds up to. A pure fold, which keeps no state of its own anywhere.
 
-    admitted ──▶ generated ──▶ committed ──▶ trained
-        │            │             ├───────▶ handed over
-        └────────────┴─────────────┴───────▶ dropped
-                replayed ──────▶ committed
-
-A group moves to the right only. The fold raises nothing: where a fact cannot be true after the
-facts before it, it is taken as it is and a `Problem` is kept.
+It raises nothing: where a fact cannot be true after the facts before it, it is taken as it is and a `Problem` is kept.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Self
 
 from storage import facts
+from storage.groups import Groups, GroupState, Problem
 from storage.records import Incarnation
-
-
-class GroupState(StrEnum):
-    """How far a group has come."""
-
-    ADMITTED = "admitted"
-    GENERATED = "generated"
-    COMMITTED = "committed"
-    HANDED_OVER = "handed_over"
-    TRAINED = "trained"
-    DROPPED = "dropped"
-
-    def is_terminal(self) -> bool:
-        """Whether nothing more is due for the group."""
-        return self in (GroupState.HANDED_OVER, GroupState.TRAINED, GroupState.DROPPED)
-
-
-_ORDER = {state: position for position, state in enumerate(GroupState)}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that cannot be true of a sound run."""
-
-    kind: str
-    """One word for the rule that is broken."""
-    offender: str
-    """Id or key of what breaks it."""
-    sentence: str
-    """What is wrong, in words."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Group:
-    """What the log says about one group."""
-
-    draw: facts.Draw | None = None
-    """The draw that admitted it; None if the log never did."""
-    state: GroupState = GroupState.ADMITTED
-    """How far it has come."""
-    commit: str | None = None
-    """Key of the commit record that holds its episodes."""
-    num_episodes: int = 0
-    """Number of its committed episodes."""
-    steps: list[int] = field(default_factory=list)
-    """Steps that trained on it, in order; a retraining of the same step counts once."""
-    reason: str | None = None
-    """Why it was dropped."""
-    dropped_at: int | None = None
-    """Step for which it was considered when it was dropped, if any."""
-    run_id: str | None = None
-    """Run that generated it, where that is another one."""
-    to_run: str | None = None
-    """Run that it was handed over to, if it was."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,7 +25,7 @@ class Ledger:
 
     incarnations: tuple[Incarnation, ...]
     """All incarnations of the run."""
-    groups: dict[str, Group] = field(default_factory=dict)
+    groups: Groups = field(init=False)
     """By id, in order of first mention."""
     steps: dict[int, facts.Step] = field(default_factory=dict)
     """By number, as last trained."""
@@ -146,12 +86,11 @@ class Ledger:
     """Incarnations that ended in order."""
     end: facts.End | None = None
     """How the newest incarnation with entries ended; None if not in order, or not yet."""
-    num_pending: int = 0
-    """Number of groups that are admitted and neither trained, handed over nor dropped."""
-    peak_pending: int = 0
-    """Largest number of pending groups there ever was."""
     problems: list[Problem] = field(default_factory=list)
     """Facts that cannot be true after those before them."""
+
+    def __post_init__(self) -> None:
+        self.groups = Groups(self.problems)
 
     @classmethod
     def fold(cls, entries: Iterable[facts.Entry], incarnations: Iterable[Incarnation]) -> Self:
@@ -236,23 +175,23 @@ class Ledger:
             case facts.Admitted():
                 self.last_round = max(self.last_round, fact.round)
                 for draw in fact.draws:
-                    self._admit(draw)
+                    self.groups.admit(draw)
             case facts.Replayed():
-                self._replay(fact)
+                self.replayed.append(fact)
+                self.groups.replay(fact)
             case facts.Generated():
                 self.last_round = max(self.last_round, fact.round)
                 self.generated.append(fact)
                 self.generated_in.setdefault(fact.round, []).append(fact)
                 for group_id in fact.group_ids:
-                    self._reach(group_id, GroupState.GENERATED)
+                    self.groups.reach(group_id, GroupState.GENERATED)
             case facts.Committed():
                 self._commit(fact)
             case facts.HandedOver():
                 for group_id in fact.group_ids:
-                    self._hand_over(group_id, fact.to_run)
+                    self.groups.hand_over(group_id, fact.to_run)
             case facts.Dropped():
-                for group_id in fact.group_ids:
-                    self._drop(group_id, fact)
+                self._drop(fact)
             case facts.Batched():
                 self.batches[fact.step] = fact.group_ids
                 self.advantages[fact.step] = fact.advantages
@@ -302,73 +241,17 @@ class Ledger:
             self._object("restored", name, sentence)
         self.current_step = fact.step
 
-    def _replay(self, fact: facts.Replayed) -> None:
-        self.replayed.append(fact)
-        for draw in fact.draws:
-            group = self._admit(draw)
-            group.run_id = fact.run_id
-            group.commit = fact.commit
-            group.num_episodes = fact.group_size
-            self._reach(draw.group_id, GroupState.COMMITTED)
-
-    def _admit(self, draw: facts.Draw) -> Group:
-        group = self.groups.setdefault(draw.group_id, Group())
-        if group.draw is not None:
-            self._object(
-                "admitted_twice", draw.group_id, f"group {draw.group_id} was admitted twice"
-            )
-            return group
-        group.draw = draw
-        self.num_pending += 1
-        self.peak_pending = max(self.peak_pending, self.num_pending)
-        return group
-
-    def _reach(self, group_id: str, state: GroupState) -> Group:
-        """Move a group to a later state; a group that is there or beyond stays where it is."""
-        group = self.groups.setdefault(group_id, Group())
-        if group.draw is None:
-            self._object(
-                "not_admitted", group_id, f"group {group_id} was {state} and never admitted before"
-            )
-        elif state.is_terminal() and not group.state.is_terminal():
-            self.num_pending -= 1
-        group.state = max(group.state, state, key=_ORDER.__getitem__)
-        return group
-
     def _commit(self, fact: facts.Committed) -> None:
         self.committed.append(fact)
         self.commits[fact.commit] = fact
         self.committed_in.setdefault(fact.round, []).append(fact)
-        for group_id in fact.group_ids:
-            group = self._reach(group_id, GroupState.COMMITTED)
-            if group.commit not in (None, fact.commit):
-                sentence = f"group {group_id} was committed by {group.commit} and by {fact.commit}"
-                self._object("committed_twice", group_id, sentence)
-            group.commit = fact.commit
-            group.num_episodes = fact.episodes // len(fact.group_ids)
+        self.groups.commit(fact)
 
-    def _hand_over(self, group_id: str, to_run: str) -> None:
-        group = self._reach(group_id, GroupState.HANDED_OVER)
-        if group.commit is None or group.reason is not None or group.to_run is not None:
-            sentence = f"group {group_id} was handed over to run {to_run}, and was not a committed one that is left"
-            self._object("handed_over", group_id, sentence)
-        group.to_run = to_run
-
-    def _drop(self, group_id: str, fact: facts.Dropped) -> None:
-        reason = fact.reason
-        group = self._reach(group_id, GroupState.DROPPED)
-        group.dropped_at = fact.step
+    def _drop(self, fact: facts.Dropped) -> None:
         if fact.step is not None:
-            self.dropped_in.setdefault(fact.step, []).append(group_id)
-        if group.steps:
-            sentence = (
-                f"group {group_id} was dropped as {reason} and trained on at step {group.steps[0]}"
-            )
-            self._object("trained_and_dropped", group_id, sentence)
-        if group.reason is not None:
-            sentence = f"group {group_id} was dropped as {group.reason} and then as {reason}"
-            self._object("dropped_twice", group_id, sentence)
-        group.reason = reason
+            self.dropped_in.setdefault(fact.step, []).extend(fact.group_ids)
+        for group_id in fact.group_ids:
+            self.groups.drop(group_id, fact)
 
     def _step(self, fact: facts.Step) -> None:
         self.trained.append(fact)
@@ -382,7 +265,7 @@ class Ledger:
             self._object("batch", name, f"{name} trained on other groups than were batched for it")
         self._retrain(fact, name)
         for group_id in fact.group_ids:
-            self._train(group_id, fact.step)
+            self.groups.train(group_id, fact.step)
         self.steps[fact.step] = fact
         self.current_step = fact.step
         self.weights[fact.policy_version] = fact.weights_digest
@@ -395,22 +278,6 @@ class Ledger:
             )
         if earlier.weights_digest != fact.weights_digest:
             self.forked_steps.add(fact.step)
-
-    def _train(self, group_id: str, step: int) -> None:
-        group = self._reach(group_id, GroupState.TRAINED)
-        if group.commit is None:
-            sentence = f"group {group_id} was trained on at step {step} and never committed before"
-            self._object("not_committed", group_id, sentence)
-        if group.reason is not None:
-            sentence = (
-                f"group {group_id} was trained on at step {step} and dropped as {group.reason}"
-            )
-            self._object("trained_and_dropped", group_id, sentence)
-        if group.to_run is not None:
-            sentence = f"group {group_id} was trained on at step {step} and handed over to run {group.to_run}"
-            self._object("handed_over", group_id, sentence)
-        if step not in group.steps:
-            group.steps.append(step)
 
     def _see_weights(self, policy_version: int, digest: str, where: str) -> None:
         known = self.weights.get(policy_version)

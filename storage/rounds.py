@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from storage import facts, layout
-from storage.ledger import GroupState, Ledger
+from storage.groups import GroupState
+from storage.ledger import Ledger
 from storage.objects import ObjectStore
 from storage.records import Record, read_records
 from storage.resume import read_ledger

@@ -22,7 +22,8 @@ from typing import Any
 
 from storage import layout, log
 from storage.facts import Entry, Started
-from storage.ledger import Ledger, Problem
+from storage.groups import Problem
+from storage.ledger import Ledger
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.runs import read_config
 from storage.summary import summarize

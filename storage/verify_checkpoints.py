@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from storage.facts import Checkpoint
-from storage.ledger import Ledger, Problem
+from storage.groups import Problem
+from storage.ledger import Ledger
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.parts import read_file
 from storage.records import FileRef

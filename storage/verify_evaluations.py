@@ -8,7 +8,8 @@ import pyarrow as pa
 from storage import layout
 from storage.episodes import policy_version_bounds, reward_mean
 from storage.facts import Evaluated
-from storage.ledger import Ledger, Problem
+from storage.groups import Problem
+from storage.ledger import Ledger
 from storage.verify_groups import is_close
 
 _SAMPLES = (("sampled", 0), ("greedy", 1))

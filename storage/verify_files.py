@@ -17,7 +17,8 @@ from storage.annotations import read_scores
 from storage.compaction import check_compaction
 from storage.episodes import Figures, check_scored, check_table
 from storage.facts import Committed, Evaluated, Generated, Replayed
-from storage.ledger import Ledger, Problem
+from storage.groups import Problem
+from storage.ledger import Ledger
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.parts import CommitReader, describe_commit, read_file, read_part
 from storage.places import newest_places, read_compactions

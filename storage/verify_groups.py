@@ -11,7 +11,8 @@ import pyarrow as pa
 from storage import layout
 from storage.episodes import policy_version_bounds
 from storage.facts import Step
-from storage.ledger import Group, Ledger, Problem
+from storage.groups import Group, Problem
+from storage.ledger import Ledger
 
 TOLERANCE = 1e-9
 """Relative and absolute; means are summed in another order where they were logged."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import facts, layout
-from storage.ledger import Ledger, Problem
+from storage.groups import Problem
+from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
 from storage.tombstones import is_deleted

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from storage import layout, log
 from storage.facts import Entry, Sealed, Started
-from storage.ledger import Problem
+from storage.groups import Problem
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.records import Incarnation
 

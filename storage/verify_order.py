@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from storage import facts, layout
-from storage.ledger import Problem
+from storage.groups import Problem
 
 _Once = (
     facts.Generated

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from storage import facts, layout
-from storage.ledger import GroupState, Ledger, Problem
+from storage.groups import GroupState, Problem
+from storage.ledger import Ledger
 from storage.objects import ObjectStore
 from storage.resume import read_ledger
 from storage.rounds import Claim, read_claims, round_steps

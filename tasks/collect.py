@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from forge_core.actors.messages import DrawnPrompt, GenerateRequest, StoredPart
 from storage import facts, layout
-from storage.ledger import GroupState
+from storage.groups import GroupState
 from tasks.batches import choose_batch
 from tasks.calls import commit_scored, on_replicas
 from tasks.learn import level

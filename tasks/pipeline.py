@@ -24,7 +24,8 @@ from forge_core.actors.messages import (
 from forge_core.admission import Admission
 from forge_core.timeline import Interval, merged
 from storage import facts, layout
-from storage.ledger import GroupState, Ledger
+from storage.groups import GroupState
+from storage.ledger import Ledger
 from tasks.batches import choose_batch
 from tasks.collect import admitted, draw, generated, not_dropped
 from tasks.learn import check_parity, published_fact

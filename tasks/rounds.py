@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from storage import facts, layout
-from storage.ledger import GroupState
+from storage.groups import GroupState
 from storage.rounds import collected, read_claims, waits_for
 from tasks.batches import choose_batch
 from tasks.references import Round, Scored, StepBatch

@@ -19,6 +19,7 @@ from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.meshes import Meshes, open_meshes
 from forge_core.placement.roles import mesh_names, roles_of
+from forge_core.settings import stored_config
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
 from storage import facts, layout
@@ -26,7 +27,7 @@ from storage.ledger import Ledger
 from storage.log import Fenced, RunLog, read_entries, read_incarnations
 from storage.objects import ObjectStore, open_store
 from storage.records import Controller
-from storage.runs import read_config, store_config
+from storage.runs import store_config
 from storage.summary import write_run_json
 from storage.workspace import local_folder
 from tasks.interrupts import cancelled_by
@@ -227,9 +228,9 @@ def _stored(config: RunConfig, store: ObjectStore, run_id: str) -> RunConfig:
         store_config(store, run_id, config.model_dump(mode="json"))
     except ValueError:
         # An older version of this code may have stored it, with fewer keys.
-        if RunConfig.model_validate(read_config(store, run_id)) != config:
+        if stored_config(store, run_id) != config:
             raise
-    return RunConfig.model_validate(read_config(store, run_id))
+    return stored_config(store, run_id)
 
 
 def _tell_start(run: ActiveRun, meshes: tuple[str, ...], sources: tuple[facts.Source, ...]) -> None:

@@ -17,8 +17,11 @@ from made_episodes import (
     CONFIG,
     GROUP_SIZE,
     TIED,
+    committed,
     draw_of,
     file_of,
+    generated,
+    stepped,
     table,
     weights,
     weights_digest,
@@ -26,7 +29,6 @@ from made_episodes import (
 from safetensors.numpy import save
 
 from storage import facts, layout
-from storage.episodes import Figures
 from storage.facts import Interval
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
@@ -115,29 +117,13 @@ class MadeRun:
 
     def generate(self, number: int, episodes: pa.Table) -> facts.Generated:
         """Write an unscored part; the fact is not logged."""
-        figures = Figures.of(episodes)
         prefix = layout.generated_prefix(self.run_id, f"r{number}")
-        return facts.Generated(
-            round=number,
-            replica=0,
-            part=write_part(self.store, prefix, episodes),
-            group_ids=figures.group_ids,
-            policy_version_min=figures.policy_version_min,
-            policy_version_max=figures.policy_version_max,
-            prompt_tokens=figures.prompt_tokens,
-            response_tokens=figures.response_tokens,
-        )
+        return generated(number, write_part(self.store, prefix, episodes), episodes)
 
     def commit(self, number: int, episodes: pa.Table) -> facts.Committed:
         """Commit a scored part; the fact is not logged."""
         commit = commit_part(self.store, self.run_id, f"round-{number:06d}", episodes)
-        return facts.Committed(
-            round=number,
-            commit=layout.commit_key(self.run_id, commit.key),
-            group_ids=commit.group_ids,
-            episodes=commit.rows,
-            score_set="run",
-        )
+        return committed(number, commit)
 
     def round(self, number: int, draws: Sequence[int], episodes: pa.Table | None = None) -> None:
         """Admit, generate and commit, by the weights of version 0 unless episodes are given."""
@@ -160,20 +146,8 @@ class MadeRun:
             each if isinstance(each, str) else layout.group_id(self.run_id, each)
             for each in group_ids
         )
-        self.log.append(
-            facts.Step(
-                step=step,
-                group_ids=named,
-                score_set="run",
-                weights_digest=weights_digest(step, salt),
-                policy_version=step,
-                optimizer_updates=1,
-                age_max=age,
-                age_mean=None if age is None else float(age),
-                metrics={} if reward is None else {"trained_reward": reward},
-                checkpoint=None,
-            )
-        )
+        metrics = {} if reward is None else {"trained_reward": reward}
+        self.log.append(stepped(step, named, weights_digest(step, salt), age=age, **metrics))
 
     def drop(self, draw: int, reason: str, step: int | None = None) -> None:
         """Give a group up."""

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
+from made_episodes import episode
 
-from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import open_store
 from storage.parts import commit_part
@@ -66,34 +65,5 @@ def commit_all(
 
 def episodes(*, seed: int) -> pa.Table:
     """One group of two scored episodes."""
-    group_id = layout.group_id(RUN_ID, 0)
-    return pa.Table.from_pylist([_episode(group_id, sample, seed) for sample in (0, 1)], SCHEMA)
-
-
-def _episode(group_id: str, sample: int, seed: int) -> dict[str, object]:
-    return {
-        "episode_id": layout.episode_id(group_id, sample),
-        "run_id": RUN_ID,
-        "group_id": group_id,
-        "draw": 0,
-        "sample": sample,
-        "environment": "sums",
-        "prompt_id": "p0",
-        "prompt": "1+1=",
-        "answer": "2",
-        "metadata": "{}",
-        "response": "2",
-        "prompt_token_ids": [5, 6],
-        "response_token_ids": [7],
-        "logprobs": [-0.5],
-        "mask": [True],
-        "token_policy_versions": [0],
-        "turns": [{"role": "assistant", "start": 0, "end": 1}],
-        "finish_reason": "stop",
-        "reward": float(sample),
-        "scores": [{"name": "exact", "value": float(sample)}],
-        "seed": seed,
-        "attempts": 1,
-        "generate_seconds": 0.5,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }
+    rows = [episode(0, sample, RUN_ID, seed=seed) for sample in (0, 1)]
+    return pa.Table.from_pylist(rows, SCHEMA)

@@ -6,14 +6,15 @@ import os
 import time
 
 import pyarrow.parquet as pq
-from made_runs import MadeRun
 from pyarrow import fs
+from stored_run import StoredRun
 
 from storage import layout
 from storage.client import Run
 from storage.compaction import compact, plan_compaction
 from storage.deleting import delete_run
-from storage.gc import Limits, delete_garbage
+from storage.garbage import Limits
+from storage.gc import delete_garbage
 from storage.objects import open_store
 from storage.sampling import sample
 from storage.snapshots import Filters, take_snapshot
@@ -25,7 +26,7 @@ NOW = Limits(before=time.time() + HOUR)
 
 def test_a_bucket_is_served_alike(s3_store_uri: str) -> None:
     store = open_store(s3_store_uri)
-    run = MadeRun(store)
+    run = StoredRun(store)
     for number in range(3):
         run.commit([2 * number, 2 * number + 1])
     run.end()

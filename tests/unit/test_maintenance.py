@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import MadeRun, table_of
+from stored_run import StoredRun, table_of
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -23,9 +23,9 @@ from storage.snapshots import take_snapshot
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> MadeRun:
+def run(tmp_path: Path) -> StoredRun:
     """A finished run with a stray part that is two days old."""
-    run = MadeRun(LocalStore(tmp_path / "store"))
+    run = StoredRun(LocalStore(tmp_path / "store"))
     for number in range(3):
         run.commit([2 * number, 2 * number + 1])
     run.end()
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> MadeRun:
     return run
 
 
-def _stray(run: MadeRun) -> str:
+def _stray(run: StoredRun) -> str:
     prefix = layout.episodes_prefix(run.run_id, "000009-000")
     part = write_part(run.store, prefix, table_of(run.run_id, [80]))
     two_days_ago = time.time() - 2 * 86400
@@ -41,17 +41,17 @@ def _stray(run: MadeRun) -> str:
     return part.key
 
 
-def _gc(run: MadeRun, *arguments: str) -> Result:
+def _gc(run: StoredRun, *arguments: str) -> Result:
     return CliRunner().invoke(app, ["gc", "--store", run.store.uri, *arguments])
 
 
-def _document(run: MadeRun, *arguments: str) -> Any:
+def _document(run: StoredRun, *arguments: str) -> Any:
     done = _gc(run, *arguments, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
-def test_nothing_is_deleted_unless_told_so(run: MadeRun) -> None:
+def test_nothing_is_deleted_unless_told_so(run: StoredRun) -> None:
     before = run.store.keys("")
     [stray] = [key for key in before if "000009" in key]
     size = len(run.store.read(stray))
@@ -75,7 +75,7 @@ def test_nothing_is_deleted_unless_told_so(run: MadeRun) -> None:
     assert "There is nothing to delete." in _gc(run, "--delete").output
 
 
-def test_compaction_too_is_only_told_of_in_a_dry_run(run: MadeRun) -> None:
+def test_compaction_too_is_only_told_of_in_a_dry_run(run: StoredRun) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     episodes = snapshot.table()
     before = run.store.keys("")
@@ -94,7 +94,7 @@ def test_compaction_too_is_only_told_of_in_a_dry_run(run: MadeRun) -> None:
     assert _document(run, "--compact")["compacted"] == []
 
 
-def test_a_run_that_lives_is_left_alone_however_quiet(run: MadeRun) -> None:
+def test_a_run_that_lives_is_left_alone_however_quiet(run: StoredRun) -> None:
     key = _stray(run)
     RunLog.claim(run.store, "run", Controller.this_process(versions={}, git_commit=None))
     for arguments in ((), ("--older-than", "0")):
@@ -107,8 +107,8 @@ def test_a_run_that_lives_is_left_alone_however_quiet(run: MadeRun) -> None:
     assert run.store.exists(key)
 
 
-def test_a_run_is_deleted_by_name(run: MadeRun) -> None:
-    fork = MadeRun(run.store, "fork", parent_run_id="run", parent_step=0)
+def test_a_run_is_deleted_by_name(run: StoredRun) -> None:
+    fork = StoredRun(run.store, "fork", parent_run_id="run", parent_step=0)
     refused = _gc(run, "--run", "run", "--delete")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "run 'run' cannot be deleted, for fork came from it" in refused.stderr
@@ -124,8 +124,8 @@ def test_a_run_is_deleted_by_name(run: MadeRun) -> None:
     assert "There is nothing to delete." in _gc(fork, "--run", "run").output
 
 
-def test_runs_expire(run: MadeRun) -> None:
-    MadeRun(run.store, "other").end()
+def test_runs_expire(run: StoredRun) -> None:
+    StoredRun(run.store, "other").end()
     for key in run.store.keys(layout.log_folder("run")):
         entry = json.loads(run.store.read(key))
         run.store.replace(key, json.dumps({**entry, "at": entry["at"] - 5 * 86400}).encode())
@@ -136,7 +136,7 @@ def test_runs_expire(run: MadeRun) -> None:
     assert [run.store.exists(layout.config_key(each)) for each in ("run", "other")] == [False, True]
 
 
-def test_what_cannot_be_asked_for_is_refused(run: MadeRun) -> None:
+def test_what_cannot_be_asked_for_is_refused(run: StoredRun) -> None:
     for arguments, complaint in (
         (("--run", "none"), "has no run 'none'"),
         (("--run", "../x"), "is not usable"),
@@ -151,7 +151,9 @@ def test_what_cannot_be_asked_for_is_refused(run: MadeRun) -> None:
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 
-def test_a_store_that_fails_is_one_sentence(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_one_sentence(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(self: LocalStore, key: str) -> None:
         raise StoreError(f"the store could not delete {key!r}: mend it")
 

@@ -18,7 +18,8 @@ from forge_core.environments.base import Prompt
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
 from storage import facts
-from storage.ledger import GroupState, Ledger
+from storage.groups import GroupState
+from storage.ledger import Ledger
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
 from storage.records import Controller, PartRef
@@ -120,7 +121,7 @@ def test_draws_that_could_not_be_logged_are_asked_for_again_under_the_same_numbe
     assert request.seq == 0
     assert line.run.ledger.groups.keys() == {d.group_id for d in request.prompts}
     assert line.request(0) == dataclasses.replace(request, attempt=3)
-    assert line.run.ledger.num_pending == 4
+    assert line.run.ledger.groups.num_pending == 4
 
 
 def test_an_answer_that_could_not_be_logged_is_taken_once_when_it_comes_again(
@@ -190,7 +191,7 @@ def test_what_a_lost_replica_had_begun_is_begun_again_under_its_ids(line: Pipeli
     assert again.seq == first.seq + 1
     assert [d.group_id for d in again.prompts] == [d.group_id for d in first.prompts]
     assert {d.attempt for d in again.prompts} == {2}
-    assert line.run.ledger.num_pending == len(first.prompts)
+    assert line.run.ledger.groups.num_pending == len(first.prompts)
 
 
 def test_a_replica_that_disagrees_stops_the_run(line: Pipeline) -> None:

@@ -105,7 +105,7 @@ def test_what_no_step_has_considered_comes_last(past_run: MakeRun) -> None:
     """A run that broke off, or that only collected."""
     run = past_run("r1", groups_per_step=2)
     run.step(1, [0, 1])
-    run.commit(2, [2, 3, 4, 5, 6])
+    run.round(2, [2, 3, 4, 5, 6])
     run.drop([3], "end_of_run", None)
     run.batch(2, [2])
     assert draws(plan(run)) == [[0, 1], [2], [4, 5], [6]]
@@ -323,7 +323,7 @@ def test_groups_are_let_in_once_and_what_is_flat_by_the_new_scores_is_dropped(
     assert not ledger.problems
     assert ledger.groups["r1-00000000"].steps == [1, 3]
     assert (ledger.dropped, ledger.pending) == ({"no_signal": 1}, [])
-    assert ledger.peak_pending == 2
+    assert ledger.groups.peak_pending == 2
 
 
 def test_a_replay_goes_on_from_its_log(past_run: MakeRun) -> None:

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from made_episodes import draw_of, episode
 
 from forge_core.settings import load_config
 from storage import facts, layout
@@ -22,34 +22,15 @@ from storage.runs import store_config
 NUM_EPISODES = 8
 
 
-def episode(number: int) -> dict[str, Any]:
-    group = layout.group_id("run", number // 2)
-    return {
-        "episode_id": layout.episode_id(group, number % 2),
-        "run_id": "run",
-        "group_id": group,
-        "draw": number // 2,
-        "sample": number % 2,
-        "environment": "sums",
-        "prompt_id": f"p{number // 2}",
-        "prompt": f"{number}+1=\n",
-        "answer": str(number + 1),
-        "metadata": "{}",
-        "response": "[bold]2",
-        "prompt_token_ids": [5],
-        "response_token_ids": [7],
-        "logprobs": [-0.5],
-        "mask": [True],
-        "token_policy_versions": [0],
-        "turns": [],
-        "finish_reason": "stop",
-        "reward": number / 4,
-        "scores": [],
-        "seed": 17,
-        "attempts": 1,
-        "generate_seconds": 0.5,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }
+def _episode(number: int) -> dict[str, Any]:
+    return episode(
+        number // 2,
+        number % 2,
+        prompt=f"{number}+1=\n",
+        answer=str(number + 1),
+        response="[bold]2",
+        reward=number / 4,
+    )
 
 
 @pytest.fixture
@@ -61,15 +42,10 @@ def store(tmp_path: Path) -> LocalStore:
     me = Controller.this_process(versions={}, git_commit=None)
     log = RunLog.claim(store, "run", me.model_copy(update={"pid": 2**22 - 1}))
     log.append(facts.Started(run_id="run", meshes=("trainer",)))
-    draws = tuple(
-        facts.Draw(
-            draw=n, group_id=layout.group_id("run", n), prompt_id=f"p{n}", environment="s", index=n
-        )
-        for n in range(NUM_EPISODES // 2)
-    )
+    draws = tuple(draw_of("run", n) for n in range(NUM_EPISODES // 2))
     log.append(facts.Admitted(round=0, draws=draws))
     for number, first in enumerate((0, 4, 100)):
-        rows = [episode(first + offset) for offset in range(4)]
+        rows = [_episode(first + offset) for offset in range(4)]
         commit = commit_part(store, "run", f"c{number}", pa.Table.from_pylist(rows, SCHEMA))
         if first < NUM_EPISODES:
             fact = facts.Committed(
@@ -106,7 +82,7 @@ def test_show_and_runs_tell_that_the_controller_is_gone(store: LocalStore) -> No
 
 
 def test_episodes_are_the_newest_that_the_log_counts(store: LocalStore) -> None:
-    newest = [episode(number)["episode_id"] for number in reversed(range(NUM_EPISODES))]
+    newest = [_episode(number)["episode_id"] for number in reversed(range(NUM_EPISODES))]
     for limit in (6, 100):
         rows = document(store, "episodes", "run", "--limit", str(limit))
         assert [row["episode_id"] for row in rows] == newest[:limit]

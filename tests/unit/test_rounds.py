@@ -11,12 +11,14 @@ import made_run
 import pytest
 from made_episodes import CONFIG, GROUP_SIZE, draw_of, table, weights_digest
 from made_run import MadeRun
+from typer.testing import CliRunner
 
+from flows.cli import app
 from forge_core.config import RunConfig
 from forge_core.rounds import NotYet, claim_round
 from storage import facts, layout
 from storage.deleting import children
-from storage.ledger import GroupState
+from storage.groups import GroupState
 from storage.objects import LocalStore
 from storage.resume import read_ledger
 from storage.rounds import Claim, collected, read_claims, relied_on, round_steps, waits_for
@@ -187,6 +189,16 @@ def test_a_claim_whose_process_died_at_once_can_be_resumed(store: LocalStore) ->
     assert read_config(store, "T-round-000001")["collect"]["round"] == 1
     assert relied_on(store, "T", 0) == {0}
     assert relied_on(store, "T", 2) == set()
+
+
+@pytest.mark.parametrize(("command", "code"), [("resume", 1), ("train-rounds", 0)])
+def test_what_waits_for_a_round_says_so_and_only_a_trainer_has_done_its_work(
+    store: LocalStore, command: str, code: int
+) -> None:
+    Trainer(store).pause()
+    done = CliRunner().invoke(app, [command, "T", "--store", store.uri])
+    sentence = "Run T has nothing to train: round 1 is not collected: forgeflow collect T.\n"
+    assert (done.exit_code, done.stdout) == (code, sentence), done.output
 
 
 # Handing over

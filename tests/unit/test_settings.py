@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from forge_core.config import AlgorithmConfig, CorrectionConfig
-from forge_core.settings import list_presets, load_config
+from forge_core.config import AlgorithmConfig, CorrectionConfig, RunConfig
+from forge_core.settings import list_presets, load_config, stored_config
+from storage.objects import LocalStore
+from storage.runs import store_config
 
 
 def refusal(*overrides: str, file: Path | None = None) -> str:
@@ -215,3 +217,18 @@ def test_importing_the_config_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_stored_config_that_another_version_wrote_is_one_sentence(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    config = RunConfig().model_dump(mode="json")
+    store_config(store, "mine", config)
+    assert stored_config(store, "mine") == RunConfig()
+    config["generators"]["wings"] = 2
+    store_config(store, "theirs", {**config, "steps": "many"})
+    with pytest.raises(ValueError) as caught:
+        stored_config(store, "theirs")
+    sentence = str(caught.value)
+    assert "whose config this one does not understand (generators.wings, steps)" in sentence
+    assert sentence.endswith("which runs/theirs/incarnations/000000.json names")
+    assert len(sentence.splitlines()) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_runs import MadeRun, table_of
+from stored_run import StoredRun, table_of
 
 from storage import facts
 from storage.client import Run
@@ -15,18 +15,18 @@ from storage.objects import LocalStore
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> MadeRun:
+def made(tmp_path: Path) -> StoredRun:
     """Three groups trained on in two steps, one dropped."""
-    run = MadeRun(LocalStore(tmp_path / "store"))
+    run = StoredRun(LocalStore(tmp_path / "store"))
     run.commit([0, 1])
     run.commit([2, 3], version=1, environment="words")
-    run.step(1, [0], reward=0.5)
-    run.step(2, [1, 2], reward=0.75, loss=0.25)
+    run.train(1, [0], reward=0.5)
+    run.train(2, [1, 2], reward=0.75, loss=0.25)
     run.log.append(facts.Dropped(group_ids=("run-00000003",), reason="stale", step=2))
     return run
 
 
-def test_episodes_are_those_that_the_log_counts(made: MadeRun) -> None:
+def test_episodes_are_those_that_the_log_counts(made: StoredRun) -> None:
     made.unlogged_commit([9])
     run = Run(made.store.uri, "run")
     due = pa.concat_tables([table_of("run", [0, 1]), table_of("run", [2, 3])])["episode_id"]
@@ -41,7 +41,7 @@ def test_episodes_are_those_that_the_log_counts(made: MadeRun) -> None:
     assert snapshot.record.filters.min_policy_version == 1
 
 
-def test_files_hold_each_episode_once_whatever_was_compacted(made: MadeRun) -> None:
+def test_files_hold_each_episode_once_whatever_was_compacted(made: StoredRun) -> None:
     made.commit(range(100, 700))
     run = Run(made.store, "run")
     commits = run.snapshot().commits
@@ -68,14 +68,14 @@ def test_files_hold_each_episode_once_whatever_was_compacted(made: MadeRun) -> N
     check(parts=2)
 
 
-def test_steps_and_groups_are_tables(made: MadeRun) -> None:
-    made.step(2, [1, 2], reward=1.0, loss=0.125)
+def test_steps_and_groups_are_tables(made: StoredRun) -> None:
+    made.train(2, [1, 2], reward=1.0, loss=0.125)
     run = Run(made.store, "run")
     assert run.steps().to_pydict() == {
         "step": [1, 2],
         "policy_version": [1, 2],
         "age_max": [1, 1],
-        "age_mean": [0.5, 0.5],
+        "age_mean": [1.0, 1.0],
         "groups": [1, 2],
         "optimizer_updates": [1, 1],
         "loss": [None, 0.125],
@@ -96,13 +96,13 @@ def test_steps_and_groups_are_tables(made: MadeRun) -> None:
 
 
 def test_a_run_without_anything_has_empty_tables(tmp_path: Path) -> None:
-    run = Run(MadeRun(LocalStore(tmp_path / "store")).store, "run")
+    run = Run(StoredRun(LocalStore(tmp_path / "store")).store, "run")
     assert run.steps().num_rows == run.groups().num_rows == run.episodes().num_rows == 0
     assert run.steps().column_names[:2] == ["step", "policy_version"]
     assert list(run.batches()) == []
 
 
-def test_runs_that_do_not_exist_are_refused(made: MadeRun) -> None:
+def test_runs_that_do_not_exist_are_refused(made: StoredRun) -> None:
     with pytest.raises(ValueError, match="has no run 'none'"):
         Run(made.store.uri, "none")
     run = Run(made.store.uri, "run")
@@ -114,7 +114,7 @@ def test_runs_that_do_not_exist_are_refused(made: MadeRun) -> None:
         Run(made.store.uri, "run")
 
 
-def test_filters_and_columns_are_checked_in_one_sentence(made: MadeRun) -> None:
+def test_filters_and_columns_are_checked_in_one_sentence(made: StoredRun) -> None:
     run = Run(made.store, "run")
     for filters, complaint in (
         ({"luck": 1}, "episodes have no filter luck: take some of environments, "),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_runs import MadeRun, table_of
+from stored_run import StoredRun, table_of
 
 from storage import episodes, layout
 from storage.compaction import (
@@ -50,9 +50,9 @@ class _Faulty(LocalStore):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+def made(tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
     """A run of nine small commits and a large one in their midst."""
-    run = MadeRun(LocalStore(tmp_path_factory.mktemp("made") / "store"))
+    run = StoredRun(LocalStore(tmp_path_factory.mktemp("made") / "store"))
     for number in range(10):
         draws = range(1000, 1500) if number == 4 else range(3 * number, 3 * number + 3)
         run.commit(draws, version=number, environment="words" if number % 3 == 0 else "sums")
@@ -60,16 +60,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
 
 
 @pytest.fixture
-def run(made: MadeRun, tmp_path: Path) -> MadeRun:
+def run(made: StoredRun, tmp_path: Path) -> StoredRun:
     return made.copied_to(tmp_path / "store")
 
 
-def _compact(run: MadeRun, *, whole: bool = True) -> Compaction | None:
+def _compact(run: StoredRun, *, whole: bool = True) -> Compaction | None:
     commits = take_snapshot(run.store, [run.run_id]).commits
     return compact(run.store, plan_compaction(run.store, run.run_id, commits, whole=whole))
 
 
-def _remove(run: MadeRun, commits: Sequence[Commit]) -> None:
+def _remove(run: StoredRun, commits: Sequence[Commit]) -> None:
     for commit in commits:
         run.store.local_path(commit.part.key).unlink()
 
@@ -87,7 +87,7 @@ def _reads(snapshot: Snapshot) -> Iterator[pa.Table]:
     yield take_snapshot(snapshot.store, ["run"], filters).table()
 
 
-def test_a_reader_of_an_old_snapshot_never_notices(run: MadeRun) -> None:
+def test_a_reader_of_an_old_snapshot_never_notices(run: StoredRun) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = list(_reads(snapshot))
     open_reader, sampler = CommitReader(run.store, cache_bytes=1), Sampler(snapshot)
@@ -113,7 +113,7 @@ def test_a_reader_of_an_old_snapshot_never_notices(run: MadeRun) -> None:
     assert pa.concat_tables([first, *under_way]).equals(before[0].select(["episode_id"]))
 
 
-def test_a_newer_compaction_takes_over_from_an_older(run: MadeRun) -> None:
+def test_a_newer_compaction_takes_over_from_an_older(run: StoredRun) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
     first = _compact(run)
@@ -132,7 +132,7 @@ def test_a_newer_compaction_takes_over_from_an_older(run: MadeRun) -> None:
 
 
 def test_what_does_not_fill_a_part_waits_unless_the_run_is_over(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = take_snapshot(run.store, ["run"]).commits
     small = [commit for commit in commits if commit.rows < 1000]
@@ -155,7 +155,7 @@ def test_what_does_not_fill_a_part_waits_unless_the_run_is_over(
 
 
 def test_rows_that_lie_together_are_compacted_together(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = take_snapshot(run.store, ["run"]).commits
     small = [commit for commit in commits if commit.rows < 1000]
@@ -168,7 +168,7 @@ def test_rows_that_lie_together_are_compacted_together(
 
 
 def test_of_two_compactors_one_wins_and_the_other_is_harmless(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
@@ -193,7 +193,7 @@ def test_of_two_compactors_one_wins_and_the_other_is_harmless(
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("write", [1, 2, 3])
-def test_a_compactor_may_die_at_any_write(run: MadeRun, write: int, after: bool) -> None:
+def test_a_compactor_may_die_at_any_write(run: StoredRun, write: int, after: bool) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
     small = [commit for commit in snapshot.commits if commit.rows < 1000]
@@ -211,7 +211,7 @@ def test_a_compactor_may_die_at_any_write(run: MadeRun, write: int, after: bool)
     assert snapshot.table().equals(before)
 
 
-def test_rows_that_are_not_those_of_the_commit_are_found(run: MadeRun) -> None:
+def test_rows_that_are_not_those_of_the_commit_are_found(run: StoredRun) -> None:
     compaction = _compact(run)
     assert compaction is not None
     commits = take_snapshot(run.store, ["run"]).commits
@@ -231,7 +231,7 @@ def test_rows_that_are_not_those_of_the_commit_are_found(run: MadeRun) -> None:
         check_compaction(run.store, compaction, commits)
 
 
-def test_a_compaction_of_another_part_or_beyond_its_end_is_not_believed(run: MadeRun) -> None:
+def test_a_compaction_of_another_part_or_beyond_its_end_is_not_believed(run: StoredRun) -> None:
     compaction = _compact(run)
     assert compaction is not None
     commit = take_snapshot(run.store, ["run"]).commits[0]
@@ -290,7 +290,7 @@ def test_a_digest_is_that_of_the_values() -> None:
 
 
 def test_compacted_parts_of_an_older_schema_are_checked_as_they_were(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compaction = _compact(run)
     assert compaction is not None

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import MadeRun, table_of
+from stored_run import StoredRun, table_of
 
 from storage import facts, layout
+from storage.annotations import ScoreSet, open_set, read_scores, write_scores
 from storage.compaction import compact, plan_compaction
 from storage.deleting import children, deletable, delete_run, expired
-from storage.gc import Limits, delete_garbage, find_garbage, sizes
+from storage.garbage import Limits
+from storage.gc import delete_garbage, find_garbage, sizes
 from storage.log import RunLog
 from storage.objects import LocalStore
 from storage.parts import read_part, write_part
 from storage.places import Compaction
-from storage.records import Controller, FileRef
+from storage.records import Commit, Controller, FileRef
 from storage.snapshots import take_snapshot
 from storage.tombstones import is_deleted, objects_of
 
@@ -33,14 +35,14 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-def run(store: LocalStore) -> MadeRun:
+def run(store: LocalStore) -> StoredRun:
     """A run with three commits, two checkpoints, an evaluation and a source file, that has not ended."""
-    run = MadeRun(store)
+    run = StoredRun(store)
     for number in range(3):
         run.commit([2 * number, 2 * number + 1])
     run.checkpoint(0)
-    run.step(1, [0, 1])
-    run.step(2, [2, 3])
+    run.train(1, [0, 1])
+    run.train(2, [2, 3])
     run.checkpoint(2)
     part = write_part(store, layout.evaluation_prefix("run", "initial"), table_of("run", [90]))
     source = FileRef(key=layout.source_key("run", "a" * 64, "r.py"), sha256="a" * 64, bytes=3)
@@ -66,7 +68,7 @@ def _found(store: LocalStore, limits: Limits = NOW) -> dict[str, list[str]]:
     return found
 
 
-def _plant_every_kind(run: MadeRun) -> dict[str, str]:
+def _plant_every_kind(run: StoredRun) -> dict[str, str]:
     """End the run, and leave garbage of every kind but compacted parts; the kinds by key."""
     store = run.store
     commit, generated = run.unlogged_commit([70])
@@ -91,7 +93,7 @@ def _plant_every_kind(run: MadeRun) -> dict[str, str]:
     return {**files, hidden.relative_to(store.local_path("x").parent).as_posix(): "temporary files"}
 
 
-def test_a_sound_run_has_no_garbage(run: MadeRun) -> None:
+def test_a_sound_run_has_no_garbage(run: StoredRun) -> None:
     found = find_garbage(run.store, NOW)
     assert (found.garbage, found.spared) == ([], {})
     run.end()
@@ -100,7 +102,7 @@ def test_a_sound_run_has_no_garbage(run: MadeRun) -> None:
     assert run.store.keys("") == before
 
 
-def test_garbage_of_every_kind_is_found_and_only_that_is_deleted(run: MadeRun) -> None:
+def test_garbage_of_every_kind_is_found_and_only_that_is_deleted(run: StoredRun) -> None:
     before, episodes = run.store.keys(""), take_snapshot(run.store, ["run"]).table()
     planted = _plant_every_kind(run)
     log = [key for key in run.store.keys(layout.log_folder("run")) if key not in before]
@@ -117,7 +119,7 @@ def test_garbage_of_every_kind_is_found_and_only_that_is_deleted(run: MadeRun) -
     assert delete_garbage(run.store, NOW).garbage == []
 
 
-def test_what_is_younger_than_the_bound_is_left_alone(run: MadeRun) -> None:
+def test_what_is_younger_than_the_bound_is_left_alone(run: StoredRun) -> None:
     planted = _plant_every_kind(run)
     limits = Limits(before=time.time() - HOUR)
     assert find_garbage(run.store, limits).garbage == []
@@ -134,7 +136,7 @@ def test_what_is_younger_than_the_bound_is_left_alone(run: MadeRun) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", None])
 def test_a_commit_that_a_resumed_run_may_take_up_is_kept(
-    run: MadeRun, status: facts.Status | None
+    run: StoredRun, status: facts.Status | None
 ) -> None:
     commit, _ = run.unlogged_commit([70])
     stray = write_part(
@@ -149,45 +151,45 @@ def test_a_commit_that_a_resumed_run_may_take_up_is_kept(
     read_part(run.store, commit.part)
 
 
-def _lose_an_entry(run: MadeRun) -> None:
+def _lose_an_entry(run: StoredRun) -> None:
     run.store.local_path(layout.entry_key("run", 0, 2)).unlink()
 
 
-def _spoil_an_entry(run: MadeRun) -> None:
+def _spoil_an_entry(run: StoredRun) -> None:
     run.store.replace(layout.entry_key("run", 0, 2), b"{")
 
 
-def _lose_the_only_claim(run: MadeRun) -> None:
+def _lose_the_only_claim(run: StoredRun) -> None:
     run.store.local_path(layout.incarnation_key("run", 0)).unlink()
 
 
-def _lose_the_last_claim(run: MadeRun) -> None:
+def _lose_the_last_claim(run: StoredRun) -> None:
     controller = Controller.this_process(versions={}, git_commit=None)
     RunLog.claim(run.store, "run", controller).append(facts.Pruned(steps=()))
     run.store.local_path(layout.incarnation_key("run", 1)).unlink()
 
 
-def _lose_a_commit(run: MadeRun) -> None:
+def _lose_a_commit(run: StoredRun) -> None:
     run.store.local_path(layout.commit_key("run", "000001-000")).unlink()
 
 
-def _spoil_a_commit(run: MadeRun) -> None:
+def _spoil_a_commit(run: StoredRun) -> None:
     run.store.replace(layout.commit_key("run", "000001-000"), b"\x80\x04.")
 
 
-def _spoil_a_compaction(run: MadeRun) -> None:
+def _spoil_a_compaction(run: StoredRun) -> None:
     run.store.replace(layout.compaction_key("run", 0), b"\x80\x04.")
 
 
-def _spoil_the_config(run: MadeRun) -> None:
+def _spoil_the_config(run: StoredRun) -> None:
     run.store.replace(layout.config_key("run"), b"[]")
 
 
-def _lose_the_config(run: MadeRun) -> None:
+def _lose_the_config(run: StoredRun) -> None:
     run.store.local_path(layout.config_key("run")).unlink()
 
 
-def _contradict(run: MadeRun) -> None:
+def _contradict(run: StoredRun) -> None:
     controller = Controller.this_process(versions={}, git_commit=None)
     RunLog.claim(run.store, "run", controller).append(
         facts.Dropped(group_ids=("nobody",), reason="stale", step=None)
@@ -210,10 +212,10 @@ def _contradict(run: MadeRun) -> None:
     ],
 )
 def test_a_run_that_cannot_be_understood_is_left_alone(
-    run: MadeRun, spoil: Callable[[MadeRun], None], reason: str
+    run: StoredRun, spoil: Callable[[StoredRun], None], reason: str
 ) -> None:
     _plant_every_kind(run)
-    other = MadeRun(run.store, "other")
+    other = StoredRun(run.store, "other")
     other.commit([1])
     stray = write_part(
         run.store, layout.episodes_prefix("other", "000009-000"), table_of("other", [80])
@@ -225,7 +227,7 @@ def test_a_run_that_cannot_be_understood_is_left_alone(
     assert reason in found.spared["run"]
 
 
-def test_a_run_that_may_be_going_on_is_left_alone(run: MadeRun) -> None:
+def test_a_run_that_may_be_going_on_is_left_alone(run: StoredRun) -> None:
     stray = write_part(
         run.store, layout.episodes_prefix("run", "000009-000"), table_of("run", [80])
     )
@@ -243,7 +245,7 @@ def test_a_run_that_may_be_going_on_is_left_alone(run: MadeRun) -> None:
 
 
 def test_a_run_that_is_resumed_meanwhile_is_left_alone(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = _plant_every_kind(run)
     monkeypatch.setattr("storage.gc._DELETIONS", 1)
@@ -261,7 +263,66 @@ def test_a_run_that_is_resumed_meanwhile_is_left_alone(
     assert sum(run.store.exists(key) for key in planted if ".tmp-" not in key) == len(planted) - 2
 
 
-def _compacted(run: MadeRun) -> Compaction:
+def _score(run: StoredRun, commit: Commit) -> None:
+    """What a verifier does of a set of scores named `new`."""
+    controller = Controller.this_process(versions={}, git_commit=None)
+    wanted = ScoreSet(
+        run_id="run", name="new", verifier="v", scorer="v", environment={}, source=None,
+        controller=controller, created_at=0.0,
+    )  # fmt: skip
+    open_set(run.store, wanted)
+    ids = read_part(run.store, commit.part)["episode_id"].to_pylist()
+    write_scores(run.store, commit, "new", ids, [1.0] * len(ids), [{}] * len(ids), reward_mean=0.0)
+
+
+def test_scores_of_an_attempt_that_died_go_and_neither_reader_nor_scorer_notices(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = take_snapshot(run.store, ["run"]).commits
+    run.end()
+    _score(run, first)
+    scores = read_scores(run.store, first, "new")
+    record, put = layout.scores_key("run", "new", second.key), LocalStore.put_if_absent
+
+    def dying(self: LocalStore, key: str, data: bytes) -> bool:
+        if key == record:
+            raise OSError("gone")
+        return put(self, key, data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="gone"):
+        patch.setattr(LocalStore, "put_if_absent", dying)
+        _score(run, second)
+    [stray] = find_garbage(run.store, NOW).garbage
+    assert stray.kind == "uncounted scores"
+    limits = Limits(before=time.time() - HOUR)
+    assert find_garbage(run.store, limits).garbage == []
+    os.utime(run.store.root / stray.key, (1, 1))
+
+    def collecting(self: LocalStore, key: str, data: bytes) -> bool:
+        if key == record:
+            assert delete_garbage(run.store, limits).garbage == [stray]
+        return put(self, key, data)
+
+    # Right between the part of an attempt that goes on and its record.
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put_if_absent", collecting)
+        _score(run, second)
+    assert read_scores(run.store, second, "new").keys() == {
+        f"run-{group:08d}-{sample:03d}" for group in (2, 3) for sample in range(2)
+    }
+    assert read_scores(run.store, first, "new") == scores
+    assert delete_garbage(run.store, NOW).garbage == []
+
+
+def test_copies_of_code_that_no_set_of_scores_names_go(run: StoredRun) -> None:
+    run.end()
+    _score(run, take_snapshot(run.store, ["run"]).commits[0])
+    copy = layout.score_set_source_key("run", "new", "a" * 64, "r.py")
+    run.store.put_if_absent(copy, b"abc")
+    assert _found(run.store) == {"source files": [copy.rpartition("/")[2]]}
+
+
+def _compacted(run: StoredRun) -> Compaction:
     commits = take_snapshot(run.store, [run.run_id]).commits
     plan = plan_compaction(run.store, run.run_id, commits, whole=True)
     compaction = compact(run.store, plan)
@@ -269,7 +330,7 @@ def _compacted(run: MadeRun) -> Compaction:
     return compaction
 
 
-def test_parts_go_once_a_compaction_holds_their_rows(run: MadeRun) -> None:
+def test_parts_go_once_a_compaction_holds_their_rows(run: StoredRun) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     before = snapshot.table()
     first = _compacted(run)
@@ -290,7 +351,7 @@ def test_parts_go_once_a_compaction_holds_their_rows(run: MadeRun) -> None:
 
 @pytest.mark.parametrize("fault", ["gone", "damaged", "moved", "of others"])
 def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
-    run: MadeRun, fault: str
+    run: StoredRun, fault: str
 ) -> None:
     compaction = _compacted(run)
     part = compaction.parts[0]
@@ -312,8 +373,8 @@ def test_no_part_goes_for_a_compaction_that_does_not_hold_its_rows(
     )
 
 
-def test_a_run_is_deleted_whole_and_another_not_at_all(run: MadeRun) -> None:
-    other = MadeRun(run.store, "other")
+def test_a_run_is_deleted_whole_and_another_not_at_all(run: StoredRun) -> None:
+    other = StoredRun(run.store, "other")
     other.commit([1])
     run.store.put_if_absent("episodes/annotations/run/new/set.json", b"{}")
     run.end()
@@ -330,7 +391,7 @@ def test_a_run_is_deleted_whole_and_another_not_at_all(run: MadeRun) -> None:
 
 
 def test_a_deletion_that_is_cut_short_is_finished_by_the_next(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.end()
     num_objects = len(run.store.keys(""))
@@ -357,11 +418,11 @@ def test_a_deletion_that_is_cut_short_is_finished_by_the_next(
     assert run.store.keys("") == [layout.deleted_key("run")]
 
 
-def test_a_run_that_others_came_from_is_not_deleted(run: MadeRun) -> None:
+def test_a_run_that_others_came_from_is_not_deleted(run: StoredRun) -> None:
     run.end()
-    MadeRun(run.store, "fork", parent_run_id="run", parent_step=2).end()
-    MadeRun(run.store, "replay", replay={"runs": ["other", "run"]}).end()
-    MadeRun(run.store, "stranger", parent_run_id=None, replay=None).end()
+    StoredRun(run.store, "fork", parent_run_id="run", parent_step=2).end()
+    StoredRun(run.store, "replay", replay={"runs": ["other", "run"]}).end()
+    StoredRun(run.store, "stranger", parent_run_id=None, replay=None).end()
     assert children(run.store) == {"run": {"fork", "replay"}, "other": {"replay"}}
     with pytest.raises(ValueError, match="'run' cannot be deleted, for fork, replay came from it"):
         deletable(run.store, "run", NOW)
@@ -375,7 +436,7 @@ def test_a_run_that_others_came_from_is_not_deleted(run: MadeRun) -> None:
         deletable(run.store, "run", NOW)
 
 
-def test_only_runs_that_exist_and_have_ended_are_deleted(run: MadeRun) -> None:
+def test_only_runs_that_exist_and_have_ended_are_deleted(run: StoredRun) -> None:
     with pytest.raises(ValueError, match="has no run 'none'"):
         deletable(run.store, "none", NOW)
     limits = Limits(before=time.time() - HOUR)
@@ -395,7 +456,7 @@ def test_runs_expire_by_their_end_children_first(store: LocalStore) -> None:
         ("e", "d"),
         ("f", None),
     ):
-        made = MadeRun(store, run_id, parent_run_id=parent)
+        made = StoredRun(store, run_id, parent_run_id=parent)
         if run_id != "e":
             made.end("failed" if run_id == "a" else "finished")
     _age(store, "f", days=1)

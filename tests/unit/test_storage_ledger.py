@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_episodes import draw_of
 
 from storage import facts, layout
 from storage.facts import Entry, Fact, Interval
-from storage.ledger import GroupState, Ledger
+from storage.groups import GroupState
+from storage.ledger import Ledger
 from storage.log import RunLog
 from storage.objects import LocalStore
 from storage.records import Controller, EntryPosition, Incarnation, PartRef
@@ -44,19 +46,7 @@ def _ids(*draws: int) -> tuple[str, ...]:
 
 
 def _admitted(*draws: int) -> facts.Admitted:
-    return facts.Admitted(
-        round=0,
-        draws=tuple(
-            facts.Draw(
-                draw=draw,
-                group_id=layout.group_id("run", draw),
-                prompt_id=f"p{draw}",
-                environment="sums",
-                index=draw,
-            )
-            for draw in draws
-        ),
-    )
+    return facts.Admitted(round=0, draws=tuple(draw_of("run", draw) for draw in draws))
 
 
 def _generated(*draws: int, tokens: tuple[int, int]) -> facts.Generated:
@@ -249,7 +239,7 @@ def test_a_summary_is_what_the_log_adds_up_to() -> None:
     assert summarize("run", CONFIG, ledger) == SUMMARY
     assert ledger.problems == []
     assert ledger.pending == list(_ids(6))
-    assert ledger.peak_pending == 5
+    assert ledger.groups.peak_pending == 5
     assert ledger.groups[_ids(4)[0]].state is GroupState.TRAINED
 
 

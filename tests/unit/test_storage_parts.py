@@ -2,13 +2,13 @@
 
 import pickle
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_episodes import episode
 
 from storage import episodes, layout
 from storage.episodes import SCHEMA, Added, Figures, check_table, policy_version_bounds
@@ -27,33 +27,17 @@ Row = dict[str, Any]
 
 
 def _row(draw: int, sample: int) -> Row:
-    group_id = layout.group_id("run", draw)
-    return {
-        "episode_id": layout.episode_id(group_id, sample),
-        "run_id": "run",
-        "group_id": group_id,
-        "draw": draw,
-        "sample": sample,
-        "environment": "sums" if draw % 2 else "words",
-        "prompt_id": f"p{draw}",
-        "prompt": "1+1=",
-        "answer": "2",
-        "metadata": "{}",
-        "response": "2 .",
-        "prompt_token_ids": [5, 6],
-        "response_token_ids": [7, 8, 9],
-        "logprobs": [-0.5, -1.0, -0.25],
-        "mask": [True, True, True],
-        "token_policy_versions": [draw + 2, draw + 1, draw + 1],
-        "turns": [{"role": "assistant", "start": 0, "end": 3}],
-        "finish_reason": "stop",
-        "reward": float(sample),
-        "scores": [{"name": "exact", "value": float(sample)}],
-        "seed": 17,
-        "attempts": 1,
-        "generate_seconds": 0.5,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }
+    return episode(
+        draw,
+        sample,
+        environment="sums" if draw % 2 else "words",
+        response_token_ids=[7, 8, 9],
+        logprobs=[-0.5, -1.0, -0.25],
+        mask=[True, True, True],
+        token_policy_versions=[draw + 2, draw + 1, draw + 1],
+        turns=[{"role": "assistant", "start": 0, "end": 3}],
+        scores=[{"name": "exact", "value": float(sample)}],
+    )
 
 
 def _table(*draws: int) -> pa.Table:

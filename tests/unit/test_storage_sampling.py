@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_runs import MadeRun
+from stored_run import StoredRun
 
 from storage.objects import LocalStore
 from storage.part_file import OpenPart
@@ -16,7 +16,7 @@ from storage.snapshots import Filters, Snapshot, open_snapshot, take_snapshot
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Snapshot:
     """Three commits of 20, 2060 and 4 episodes; the second has three row groups."""
-    run = MadeRun(LocalStore(tmp_path / "store"))
+    run = StoredRun(LocalStore(tmp_path / "store"))
     run.commit(range(10))
     run.commit(range(10, 1040), version=2)
     run.commit(range(1040, 1042), version=4)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from made_runs import MadeRun, table_of
+from stored_run import StoredRun, table_of
 
 from storage import layout
 from storage.objects import LocalStore, ObjectNotFound
@@ -19,9 +19,9 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-def run(store: LocalStore) -> MadeRun:
+def run(store: LocalStore) -> StoredRun:
     """Three commits: versions 0, 2 and 4 and the one after each; rewards from 0, 2 and 4."""
-    run = MadeRun(store)
+    run = StoredRun(store)
     run.commit([0, 1], version=0)
     run.commit([2, 3], version=2, environment="words")
     run.commit([4, 5], version=4)
@@ -37,8 +37,8 @@ def _break_parts(store: LocalStore, commits: list[Commit]) -> None:
         store.replace(commit.part.key, b"broken")
 
 
-def test_a_snapshot_is_what_the_logs_count_when_it_is_taken(run: MadeRun) -> None:
-    other = MadeRun(run.store, "other")
+def test_a_snapshot_is_what_the_logs_count_when_it_is_taken(run: StoredRun) -> None:
+    other = StoredRun(run.store, "other")
     other.commit([7])
     run.unlogged_commit([9])
     snapshot = take_snapshot(run.store, ["run", "other"])
@@ -72,7 +72,7 @@ def test_a_snapshot_is_what_the_logs_count_when_it_is_taken(run: MadeRun) -> Non
     ],
 )
 def test_filters_prune_by_commit_and_then_choose_rows(
-    run: MadeRun, filters: Filters, draws: list[int], opened: list[int]
+    run: StoredRun, filters: Filters, draws: list[int], opened: list[int]
 ) -> None:
     everything = take_snapshot(run.store, ["run"]).commits
     _break_parts(run.store, [each for n, each in enumerate(everything) if n not in opened])
@@ -86,7 +86,7 @@ def test_filters_prune_by_commit_and_then_choose_rows(
         assert (filters.min_reward or -9) <= reward <= (filters.max_reward or 9), draw
 
 
-def test_one_of_a_groups_episodes_may_be_wanted(run: MadeRun) -> None:
+def test_one_of_a_groups_episodes_may_be_wanted(run: StoredRun) -> None:
     rewards = take_snapshot(run.store, ["run"], Filters(min_reward=3.05)).table(["reward"])
     assert rewards["reward"].to_pylist() == [3.1, 4.0, 4.1, 5.0, 5.1]
 
@@ -99,14 +99,14 @@ def test_filters_that_nothing_can_pass_are_refused() -> None:
 
 
 def test_no_more_than_a_row_group_is_decoded_at_a_time(store: LocalStore) -> None:
-    run = MadeRun(store)
+    run = StoredRun(store)
     run.commit(range(1300))
     run.commit([2000])
     sizes = [table.num_rows for table in take_snapshot(store, ["run"]).tables(["draw"])]
     assert sizes == [1024, 1024, 552, 2]
 
 
-def test_a_damaged_part_or_commit_is_refused_by_name(run: MadeRun) -> None:
+def test_a_damaged_part_or_commit_is_refused_by_name(run: StoredRun) -> None:
     snapshot = take_snapshot(run.store, ["run"])
     first = snapshot.commits[0]
     _break_parts(run.store, [first])
@@ -128,7 +128,7 @@ def test_a_damaged_part_or_commit_is_refused_by_name(run: MadeRun) -> None:
             attempt()
 
 
-def test_runs_that_do_not_exist_or_were_deleted_have_no_snapshot(run: MadeRun) -> None:
+def test_runs_that_do_not_exist_or_were_deleted_have_no_snapshot(run: StoredRun) -> None:
     with pytest.raises(ValueError, match="no run 'none'"):
         take_snapshot(run.store, ["none"])
     record = take_snapshot(run.store, ["run"]).record
@@ -140,6 +140,6 @@ def test_runs_that_do_not_exist_or_were_deleted_have_no_snapshot(run: MadeRun) -
         open_snapshot(run.store, record)
 
 
-def test_columns_that_there_are_not_are_refused(run: MadeRun) -> None:
+def test_columns_that_there_are_not_are_refused(run: StoredRun) -> None:
     with pytest.raises(ValueError, match="episodes have no column luck"):
         take_snapshot(run.store, ["run"]).table(["luck"])

@@ -129,7 +129,7 @@ def evaluation_on_training_prompts(run: MadeRun) -> str:
     run.store.replace(key, data)
     part = {**file_of(key, data).model_dump(mode="json"), "rows": 4}
     run.edit_fact("evaluated", 0, parts=[part])
-    return "prompt p-0 of evaluation initial was drawn for training as well"
+    return "prompt p0 of evaluation initial was drawn for training as well"
 
 
 def intervals_overlapping(run: MadeRun) -> str:

@@ -211,7 +211,7 @@ def test_a_wrong_score_of_an_evaluation_is_found(run: MadeRun) -> None:
 
 def test_a_held_out_prompt_that_was_trained_on_is_found(run: MadeRun) -> None:
     run.evaluate("final", 2, held_out=False)
-    assert "prompt p-0 of evaluation final" in run.told("held_out")
+    assert "prompt p0 of evaluation final" in run.told("held_out")
 
 
 def test_an_evaluation_of_other_weights_is_found(run: MadeRun) -> None:

@@ -245,7 +245,7 @@ def test_a_replay_of_another_draw_than_the_other_run_admitted_is_found(store: Lo
     other = made_run.finished(store)
     run = made_run.replaying(store, other)
     key, _ = run.find("replayed")
-    run.edit(key, lambda entry: entry["facts"][0]["draws"][1].update(prompt_id="p-7"))
+    run.edit(key, lambda entry: entry["facts"][0]["draws"][1].update(prompt_id="p7"))
     assert "run-00000001 was replayed of run run, whose log never drew it so" in run.told(
         "replayed"
     )
