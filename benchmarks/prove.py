@@ -21,6 +21,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     false-alarm  half an hour at full CPU load, and no replica is restarted
     colocated  the tiny preset, sync and hybrid, generator and trainer in turns on one core: as learning, and both never
                resident above the memory that is allowed, which is less than they would hold together
+    mutants    of small changes to losses, estimators and admission at least 90 % make a test fail, and those that do
+               not have a reason
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -42,6 +44,7 @@ from typing import Any
 from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
+from benchmarks.mutants import prove_mutants
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
 from benchmarks.service_proofs import PROOFS as SERVICE_PROOFS
@@ -316,6 +319,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "defects": prove_defects,
     "offline": prove_offline,
     "bitwise": prove_bitwise,
+    "mutants": prove_mutants,
     **PROOFS,
     **FAILURE_PROOFS,
     **SERVICE_PROOFS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Smallest:
 
 
 def _or_infinite(value: float) -> float:
-    return value if value == value else float("inf")
+    return value if value == value else math.inf
 
 
 Metric = Mean | Largest | Smallest
@@ -55,15 +56,14 @@ Metrics = Mapping[str, Metric]
 SumOverRanks = Callable[[list[float], dist.ReduceOp.RedOpType], list[float]]
 
 
-@torch.no_grad()
 def mean_of(value: torch.Tensor, mask_BT: torch.Tensor) -> Mean:
     """The mean over the tokens of the mask; over the sequences that have any, where the shape is (B, 1)."""
     if value.shape != mask_BT.shape:
         mask_BT = mask_BT.any(dim=1, keepdim=True)
-    return Mean(float(torch.where(mask_BT, value, 0).sum()), float(mask_BT.sum()))
+    total = torch.where(mask_BT, value.detach(), 0).sum()
+    return Mean(float(total), float(mask_BT.sum()))
 
 
-@torch.no_grad()
 def shares_of(holds: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """For how large a share of its tokens it holds, of each sequence that has any token of the mask."""
     holds_BT = holds.expand_as(mask_BT) & mask_BT
@@ -73,12 +73,12 @@ def shares_of(holds: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 
 def smallest_of(values: torch.Tensor) -> Smallest:
     """The smallest of some values; of none, what any other is smaller than."""
-    return Smallest(float(values.min()) if values.numel() else float("inf"))
+    return Smallest(float(values.min()) if values.numel() else math.inf)
 
 
 def largest_of(values: torch.Tensor) -> Largest:
     """The largest of some values; of none, what any other is larger than."""
-    return Largest(float(values.max()) if values.numel() else float("-inf"))
+    return Largest(float(values.max()) if values.numel() else -math.inf)
 
 
 class StepMetrics:
@@ -95,16 +95,17 @@ class StepMetrics:
 
     def reduced(self, over_ranks: SumOverRanks) -> dict[str, float]:
         """Collective: the figures by name; those of nothing are left out."""
-        names = sorted(self._gathered)
-        means = {n: m for n in names if isinstance(m := self._gathered[n], Mean)}
-        tops = {n: m for n in names if isinstance(m := self._gathered[n], Largest)}
-        bottoms = {n: m for n in names if isinstance(m := self._gathered[n], Smallest)}
+        gathered = sorted(self._gathered.items())
+        means = {name: m for name, m in gathered if isinstance(m, Mean)}
+        tops = {name: m.value for name, m in gathered if isinstance(m, Largest)}
+        bottoms = {name: m.value for name, m in gathered if isinstance(m, Smallest)}
         totals = over_ranks([m.total for m in means.values()], dist.ReduceOp.SUM)
         counts = over_ranks([m.count for m in means.values()], dist.ReduceOp.SUM)
-        largest = over_ranks([_or_infinite(m.value) for m in tops.values()], dist.ReduceOp.MAX)
-        smallest = over_ranks([m.value for m in bottoms.values()], dist.ReduceOp.MIN)
-        return {
+        largest = over_ranks([_or_infinite(value) for value in tops.values()], dist.ReduceOp.MAX)
+        smallest = over_ranks(list(bottoms.values()), dist.ReduceOp.MIN)
+        figures = {
             **{n: t / c for n, t, c in zip(means, totals, counts, strict=True) if c},
-            **{n: v for n, v in zip(tops, largest, strict=True) if v > float("-inf")},
-            **{n: v for n, v in zip(bottoms, smallest, strict=True) if v < float("inf")},
+            **dict(zip([*tops, *bottoms], [*largest, *smallest], strict=True)),
         }
+        nothing = {name: -math.inf for name in tops} | {name: math.inf for name in bottoms}
+        return {n: figure for n, figure in figures.items() if figure != nothing.get(n)}

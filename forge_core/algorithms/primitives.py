@@ -152,17 +152,16 @@ def entropy_bonus(tokens: Tokens, coefficient: float) -> Measured:
     """Share of coefficient x the mean entropy of a token, scalar: Mnih et al. 2016, arXiv 1602.01783, section 4."""
     if not coefficient:
         return tokens.logprobs_BT.new_zeros(()), {}
-    bonus_BT = coefficient * tokens.entropy_BT
+    bonus_BT = coefficient * _on_mask(tokens.entropy_BT, tokens)
     bonus, _ = token_mean(bonus_BT, tokens)
     return bonus, {"entropy_bonus": mean_of(bonus_BT, tokens.mask_BT)}
 
 
-@torch.no_grad()
 def drift(
     logprobs_BT: torch.Tensor, sampled_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> Metrics:
     """How far the policy in training is from the one that sampled, whatever the loss."""
-    log_ratio_BT = log_ratio(logprobs_BT, sampled_logprobs_BT, mask_BT)
+    log_ratio_BT = log_ratio(logprobs_BT.detach(), sampled_logprobs_BT, mask_BT)
     # Schulman's k3 estimator of KL(sampled || trained): exp(x) - 1 - x, with x the log ratio.
     divergence_BT = log_ratio_BT.exp() - 1.0 - log_ratio_BT
     return {

@@ -67,6 +67,14 @@ def test_a_loss_has_its_advantages(loss: LossName, is_scaled: bool) -> None:
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_rloo_leaves_one_out(scale: bool) -> None:
+    config = AlgorithmConfig(loss="rloo", scale_advantages=scale)
+    found, _ = estimated_advantages(tensor(REWARDS), config)
+    wanted, _ = leave_one_out_advantages(tensor(REWARDS), scale=scale)
+    assert torch.equal(found, wanted)
+
+
 def test_whitening_is_over_the_mask_alone() -> None:
     values = tensor([[3.0, np.nan, -1.0], [7.0, 2.5, np.inf]])
     mask = torch.tensor([[True, False, True], [True, True, False]])
@@ -74,6 +82,12 @@ def test_whitening_is_over_the_mask_alone() -> None:
     wanted = np.zeros((2, 3))
     wanted[mask.numpy()] = (kept - kept.mean()) / (kept.std(ddof=1) + 1e-4)
     np.testing.assert_allclose(whitened(values, mask).numpy(), wanted, rtol=1e-12)
+    two = torch.tensor([[True, False, True], [False, False, False]])
+    half = 4 / 2 / (8**0.5 + 1e-4)
+    assert whitened(values, two).tolist() == [
+        [pytest.approx(half), 0.0, pytest.approx(-half)],
+        [0.0] * 3,
+    ]
     one = torch.tensor([[False, False, True], [False, False, False]])
     assert whitened(values, one).tolist() == [[0.0] * 3] * 2
     assert whitened(values, one & False).tolist() == [[0.0] * 3] * 2
@@ -88,4 +102,4 @@ def test_length_costs_reward_in_the_last_tokens_alone() -> None:
     half, _ = overlong_penalty(lengths, max_tokens=16, overlong_tokens=4, penalty=0.5)
     assert half.tolist() == [[each / 2 for each in row] for row in wanted]
     none, told = overlong_penalty(lengths, max_tokens=16, overlong_tokens=0, penalty=1.0)
-    assert (none.tolist(), told) == ([[0.0] * 4] * 2, {})
+    assert (none.dtype, none.tolist(), told) == (torch.float64, [[0.0] * 4] * 2, {})

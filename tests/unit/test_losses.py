@@ -53,6 +53,12 @@ def decoupled(loss: str, weights: str, level: str) -> Case:
     return replace(case, proximal=proximal, sampled=sampled, weights=weights, level=level)
 
 
+def of_tokens(loss: str) -> Case:
+    """The same with an advantage for each token, as a critic gives it."""
+    case = case_of(loss)
+    return replace(case, advantages=np.random.default_rng(2).normal(size=case.mask.shape))
+
+
 def cases() -> Iterator[Any]:
     """Each loss with each correction."""
     for name in LOSSES:
@@ -65,6 +71,8 @@ def cases() -> Iterator[Any]:
             case = decoupled(name, weights, level)
             yield pytest.param(case, id=f"{name}-decoupled-{weights}-{level}")
         yield pytest.param(decoupled(name, "none", "token"), id=f"{name}-uncorrected")
+    for name in ("dapo", "cispo"):
+        yield pytest.param(of_tokens(name), id=f"{name}-advantages-of-tokens")
 
 
 def config_of(case: Case) -> AlgorithmConfig:
@@ -177,7 +185,7 @@ def test_shares_of_a_batch_add_up_to_the_whole(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_in_bfloat16_it_is_computed_in_float32(loss: str) -> None:
-    case = decoupled(loss, "truncated", "token")
+    case = replace(decoupled(loss, "truncated", "token"), entropy_coefficient=0.1)
     tokens = tokens_of(case, torch.bfloat16)
     rounded = replace(
         case,
@@ -189,6 +197,8 @@ def test_in_bfloat16_it_is_computed_in_float32(loss: str) -> None:
     share = LOSSES[loss](tokens, config_of(case))  # type: ignore[index]
     assert share.loss.dtype == torch.float32
     assert share.loss.item() == pytest.approx(numpy_losses.loss(rounded), rel=1e-5)
+    entropy = float(rounded.entropy[case.mask].mean())
+    assert figures(share.metrics)["entropy_bonus"] == pytest.approx(0.1 * entropy, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -242,6 +252,61 @@ def test_only_the_ratio_that_ran_ahead_of_its_advantage_is_clipped(
     assert gradient.item() == pytest.approx(slope, rel=1e-12)
     assert share.metrics["clip_ratio/low_mean"] == Mean(low, 1.0)
     assert share.metrics["clip_ratio/high_mean"] == Mean(high, 1.0)
+
+
+@pytest.mark.parametrize("loss", ["dapo", "cispo"])
+def test_shares_of_clipped_tokens_are_by_each_token_s_own_advantage(loss: str) -> None:
+    case = of_tokens(loss)
+    told = figures(share_of(case)[0].metrics)
+    ratios, signs = np.exp(case.logprobs - case.sampled)[case.mask], case.advantages[case.mask]
+    high = np.mean((ratios > 1 + case.clip_high) & (signs > 0))
+    assert 0 < told["cispo_clip_ratio" if loss == "cispo" else "clip_ratio/high_mean"] == high
+    if loss == "dapo":
+        low = np.mean((ratios < 1 - case.clip_low) & (signs < 0))
+        assert 0 < told["clip_ratio/low_mean"] == low
+        assert told["clip_ratio/region_mean"] == pytest.approx(low + high, rel=1e-12)
+
+
+def test_of_two_tokens_of_a_sequence_the_one_with_the_advantage_is_clipped() -> None:
+    two = np.full((1, 2), -1.0)
+    case = Case(
+        logprobs=two,
+        sampled=two - 0.5,
+        advantages=np.array([[3.0, -1.0]]),
+        mask=two < 0,
+        entropy=two,
+    )
+    told = figures(share_of(case)[0].metrics)
+    assert (told["clip_ratio/high_mean"], told["clip_ratio/low_mean"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("loss", ["dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_what_lies_on_a_bound_or_has_no_advantage_is_not_clipped(
+    loss: str, advantage: float
+) -> None:
+    case = case_of(loss, clip_low=0.0, clip_high=0.0)
+    sampled = case.logprobs if advantage else case.sampled
+    share, _ = share_of(replace(case, sampled=sampled, advantages=np.full_like(sampled, advantage)))
+    told = figures(share.metrics)
+    assert {value for name, value in told.items() if "clip" in name} == {0.0}
+
+
+@pytest.mark.parametrize(("bound", "log_weight"), [("low", -0.5), ("high", 0.5)])
+def test_a_weight_on_a_bound_is_kept(bound: str, log_weight: float) -> None:
+    one = np.full((1, 1), -1.0)
+    weight = float(torch.tensor(log_weight, dtype=torch.float64).exp())
+    case = Case(
+        logprobs=one,
+        sampled=one - log_weight,
+        proximal=one,
+        advantages=one,
+        mask=np.full((1, 1), True),
+        entropy=one,
+        weights="masked",
+        **{bound: weight},  # type: ignore[arg-type]
+    )
+    assert share_of(case)[0].loss.item() == pytest.approx(weight, rel=1e-12)
 
 
 def test_the_entropy_bonus_has_a_gradient() -> None:
