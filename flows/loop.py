@@ -15,6 +15,7 @@ from tasks.collect import batch, generate, score
 from tasks.evaluation import evaluate
 from tasks.learn import publish, train
 from tasks.references import Round, Scored
+from tasks.refill import spare_round_to_batch
 from tasks.run import ActiveRun
 
 
@@ -78,10 +79,16 @@ class Loop:
                 f"collect() would sample from weights {age} steps old, above max_policy_age {bound}: publish() first"
             )
         step = self.step + 1
+        ledger = self._run.ledger
         collected = Round(number=step, first_step=step, last_step=step)
         if step <= self._known:
+            if spare := ledger.spare.get(step):
+                # What was collected first was not finite, and dropped.
+                collected = collected.model_copy(update={"number": spare[-1].round})
             self._scored = Scored(round=collected, tokens_per_second=0.0)
         else:
+            if ledger.nonfinite[step]:
+                collected = spare_round_to_batch(self._run, step)
             self._scored = await score(await generate(collected))
         return self._episodes(collected)
 
@@ -100,15 +107,19 @@ class Loop:
         """Train one step on what was collected; its metrics.
 
         `advantages` are by episode id, 0 for those that are left out. A group in which all are 0 is dropped as
-        `no_signal`. Raises RuntimeError if nothing was collected, ValueError for an id that was not, or a number that
-        is not finite.
+        `no_signal`. With a loss or gradient that is not finite all groups are dropped and nothing is learned; the
+        metrics are then `{"nonfinite": 1.0}`, and collect() draws others for the step. Raises RuntimeError if nothing
+        was collected, ValueError for an id that was not, or a number that is not finite.
         """
         if self._scored is None:
             raise RuntimeError("train() follows collect()")
         step = self._scored.round.last_step
         if step > self._known:
             await train((await batch(self._scored, dict(advantages)),))
-        self.step, self._scored = step, None
+        self._scored = None
+        if self._run.ledger.current_step < step:
+            return {"nonfinite": 1.0}
+        self.step = step
         return dict(self._run.ledger.steps[step].metrics)
 
     async def publish(self) -> None:

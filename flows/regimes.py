@@ -7,7 +7,8 @@ from tasks import segments
 from tasks.checkpoints import checkpoint, is_checkpoint_due
 from tasks.collect import buffer, generate, score
 from tasks.learn import publish, train
-from tasks.references import Round, Scored, Segment
+from tasks.references import Round, Scored, Segment, StepBatch
+from tasks.refill import spare_round
 from tasks.run import ActiveRun
 from tasks.together import together
 
@@ -16,8 +17,7 @@ async def sync_rounds(run: ActiveRun) -> None:
     """On-policy: each step trains on what the weights before it have generated."""
     for step in range(run.ledger.current_step + 1, run.config.steps + 1):
         scored = await _collect(Round(number=step, first_step=step, last_step=step))
-        batches = await buffer(scored)
-        await train(batches)
+        await _train(run, scored)
         await publish(step)
         if is_checkpoint_due(run, step):
             await checkpoint(step)
@@ -30,11 +30,14 @@ async def hybrid_rounds(run: ActiveRun) -> None:
         return
     scored = await _collect(rounds[0])
     for this, following in zip(rounds, [*rounds[1:], None], strict=True):
-        batches = await buffer(scored)
+        batches = await _filled_up(run, scored)
         if following is None:
-            await train(batches)
+            await _train(run, scored)
         else:
-            _, scored = await together(train(batches), _collect(following))
+            _, collected = await together(train(batches), _collect(following))
+            # What was given up is drawn anew once the generators have time.
+            await _train(run, scored)
+            scored = collected
         await publish(this.last_step)
         if is_checkpoint_due(run, this.last_step):
             await checkpoint(this.last_step)
@@ -58,6 +61,19 @@ REGIMES = {"sync": sync_rounds, "async": async_segments, "hybrid": hybrid_rounds
 
 async def _collect(this: Round) -> Scored:
     return await score(await generate(this))
+
+
+async def _filled_up(run: ActiveRun, scored: Scored) -> tuple[StepBatch, ...]:
+    """The batches of a round's steps; one that lacks groups is filled up with spare draws, as the config allows."""
+    while len(batches := await buffer(scored)) < len(scored.round.steps):
+        await _collect(spare_round(run, scored.round.steps[len(batches)]))
+    return batches
+
+
+async def _train(run: ActiveRun, scored: Scored) -> None:
+    """Train a round's steps; one whose batch was given up gets another."""
+    while run.ledger.current_step < scored.round.last_step:
+        await train(await _filled_up(run, scored))
 
 
 def plan_rounds(config: RunConfig, after_step: int) -> list[Round]:

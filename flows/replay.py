@@ -33,7 +33,8 @@ async def _stages(run: ActiveRun) -> None:
     await build_model()
     await begin(run)
     for planned in plan[run.ledger.last_step : run.config.steps]:
-        await train((await recall(planned),))
+        while run.ledger.current_step < planned.step:
+            await train((await recall(planned),))
         if is_checkpoint_due(run, planned.step):
             await checkpoint(planned.step)
     await last_checkpoint(run.ledger.current_step)

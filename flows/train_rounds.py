@@ -33,8 +33,9 @@ async def _stages(run: ActiveRun) -> None:
     await build_model()
     await begin(run)
     for this in plan_rounds(run.config, run.ledger.current_step):
-        if not (batches := await take_in(this)):
+        if not await take_in(this):
             break
-        await train(batches)
+        while run.ledger.current_step < this.last_step:
+            await train(await take_in(this))
         await checkpoint(this.last_step)
     await last_checkpoint(run.ledger.current_step)

@@ -5,7 +5,8 @@
                           ▲     │                                                 (slot free at replica r)
                  adopt(r) │     │ lose(r)
                           └─ ORPHANED
-          UNDER WAY or ORPHANED ── drop ──▶ DROPPED (slot free at once)
+          UNDER WAY, ORPHANED or READY ── drop ──▶ DROPPED (slot free at once)
+          BATCHED ── give_up(step) ──▶ DROPPED (slots free at once); the step takes P others
 
     who                waits for                                           which ends by
     replica r          a slot: pending(r) < (S+1)P                         serve(r, step), drop
@@ -23,7 +24,8 @@ admitted, neither dropped nor in the batch of a step whose weights r serves.
 replica r, which serves version v; its tokens are of version v or newer. Of the draws before it, vP are in batches of
 steps that r knows of and some, d, were dropped; so o - d - vP < (S+1)P. Steps take before o at most the draws below o
 that are not dropped, o - d, and W-1 above it. So o is in a step whose number less one, the version before its first
-update, is at most ((v+S+1)P - 1 + W-1) / P, rounded down: v + S + ceil((W-1)/P) = v + A.
+update, is at most ((v+S+1)P - 1 + W-1) / P, rounded down: v + S + ceil((W-1)/P) = v + A. A batch that is given up
+counts among the dropped: P other draws are in the batch of its step, and no step's number changes.
 
 **Progress.** Once every replica serves the newest step, pending(r) counts only what no step has taken, so up to
 (S+1)P >= P groups can be got ready; then the oldest is among them and the window excludes none.
@@ -93,6 +95,8 @@ class Admission:
     """Version that each living replica serves."""
     _open: dict[int, _Open] = field(default_factory=dict)
     _last_batch: tuple[int, ...] = ()
+    _again: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Other batches of steps whose first was given up; empty while one is due."""
 
     def __post_init__(self) -> None:
         if self._spare < 0:
@@ -114,8 +118,11 @@ class Admission:
         ready: Collection[int],
         under_way: Collection[int],
         orphaned: Collection[int],
+        given_up: Collection[int] = (),
     ) -> None:
         """Stand where a controller broke off that had these groups open, with new replicas that all serve `served`.
+
+        `given_up` are steps before the last one taken that need another batch.
 
         The bound holds on: a replica that serves newer weights than those that a group was admitted under only makes
         it younger. Nobody generates what is `under_way` any more, and it is going to be finished all the same.
@@ -128,6 +135,7 @@ class Admission:
             ordinal: _Open(state, -1, served) for state, ordinals in states for ordinal in ordinals
         }
         self._last_batch = ()
+        self._again = {step: () for step in given_up}
 
     @property
     def _spare(self) -> int:
@@ -173,6 +181,17 @@ class Admission:
         if self._open.pop(ordinal, None) is not None:
             self.dropped += 1
 
+    def give_up(self, step: int) -> None:
+        """The batch of a step is dropped as a whole; `take` gives the step another one.
+
+        Raises ValueError for a step that has none, or whose weights a replica serves.
+        """
+        newest = max(self.served.values(), default=0)
+        if not newest < step <= self.taken or self._again.get(step) == ():
+            raise ValueError(f"step {step} has no batch that could be given up")
+        self._again[step] = ()
+        self.dropped += self.groups_per_step
+
     def serve(self, replica: int, version: int) -> None:
         """A replica serves a version from now on; one that was lost is back.
 
@@ -213,19 +232,29 @@ class Admission:
     def take(self, step: int) -> tuple[int, ...] | None:
         """The batch of a step in the order of draws, or None while too few groups are ready.
 
-        Safe to repeat for the step that was asked for last; raises ValueError for any other but the next.
+        Safe to repeat for the step that was asked for last, and for those whose batch was given up; raises ValueError
+        for any other but the next.
         """
+        if step in self._again:
+            self._again[step] = self._again[step] or self._take() or ()
+            return self._again[step] or None
         if step == self.taken and step > 0:
             return self._last_batch
         if step != self.taken + 1:
             raise ValueError(f"step {step} does not follow step {self.taken}")
+        chosen = self._take()
+        if chosen is None:
+            return None
+        self.taken, self._last_batch = step, chosen
+        return chosen
+
+    def _take(self) -> tuple[int, ...] | None:
         chosen = self._choose()
         if chosen is None:
             return None
         for ordinal in chosen:
             del self._open[ordinal]
-        self.taken, self._last_batch = step, tuple(sorted(chosen))
-        return self._last_batch
+        return tuple(sorted(chosen))
 
     def _choose(self) -> list[int] | None:
         ready = [o for o in sorted(self._open) if self._open[o].state is _State.READY]

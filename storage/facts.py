@@ -59,6 +59,8 @@ class Admitted(Record):
     """Round of generation."""
     draws: tuple[Draw, ...]
     """The draws, in order."""
+    step: PositiveInt | None = None
+    """Step that they fill up, where they are beyond those that were planned for it."""
 
 
 class Replayed(Record):
@@ -141,6 +143,10 @@ class Dropped(Record):
     """One of stale, no_signal, nonfinite, failed, end_of_run, prompt_too_long, or another word."""
     step: int | None
     """Step for which they were considered, if any."""
+    cause: str | None = None
+    """Why, in words, where a loss or gradient was not finite: the groups were batched, and their step was not done."""
+    batch: str | None = None
+    """Key in the store of their batch as it was, in that case."""
 
 
 class Batched(Record):

@@ -45,6 +45,12 @@ class Ledger:
     """Where the run came from, if it is a fork."""
     restored: list[facts.Restored] = field(default_factory=list)
     """Checkpoints that incarnations went on from, in order."""
+    nonfinite: Counter[int] = field(default_factory=Counter)
+    """How often a batch was given up for a loss or gradient that was not finite, by step."""
+    nonfinite_in_a_row: int = 0
+    """Such batches since a step was completed."""
+    spare: dict[int, list[facts.Admitted]] = field(default_factory=dict)
+    """Rounds of draws beyond those that were planned, by the step that they fill up, in order."""
     last_round: int = -1
     """Largest number of a round of generation."""
     generated_in: dict[int, list[facts.Generated]] = field(default_factory=dict)
@@ -174,6 +180,8 @@ class Ledger:
                 self._restore(fact)
             case facts.Admitted():
                 self.last_round = max(self.last_round, fact.round)
+                if fact.step is not None:
+                    self.spare.setdefault(fact.step, []).append(fact)
                 for draw in fact.draws:
                     self.groups.admit(draw)
             case facts.Replayed():
@@ -192,6 +200,8 @@ class Ledger:
                     self.groups.hand_over(group_id, fact.to_run)
             case facts.Dropped():
                 self._drop(fact)
+                if fact.reason == "nonfinite" and fact.step is not None:
+                    self._give_up_batch(fact.step)
             case facts.Batched():
                 self.batches[fact.step] = fact.group_ids
                 self.advantages[fact.step] = fact.advantages
@@ -253,8 +263,18 @@ class Ledger:
         for group_id in fact.group_ids:
             self.groups.drop(group_id, fact)
 
+    def _give_up_batch(self, step: int) -> None:
+        if step not in self.batches or step <= self.current_step:
+            sentence = f"the batch of step {step} was given up as nonfinite, and there was none to train on"
+            self._object("nonfinite", f"step {step}", sentence)
+        self.batches.pop(step, None)
+        self.advantages.pop(step, None)
+        self.nonfinite[step] += 1
+        self.nonfinite_in_a_row += 1
+
     def _step(self, fact: facts.Step) -> None:
         self.trained.append(fact)
+        self.nonfinite_in_a_row = 0
         name = f"step {fact.step}"
         if fact.step > self.current_step + 1:
             self._object("step_order", name, f"{name} came after step {self.current_step}")

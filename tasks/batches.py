@@ -23,12 +23,14 @@ def choose_batch(
     *,
     tokens_per_second: float,
     advantages: Mapping[str, float] | None = None,
-) -> StepBatch:
+    may_be_short: bool = True,
+) -> StepBatch | None:
     """The batch of a step from committed groups, in their order; those without a signal are dropped.
 
     That is: all rewards (in a replay, all scores that count) are equal, or, with `advantages` by episode id, all of
-    those are 0. Idempotent by step: a batch that the log has is the batch. Raises ValueError for an advantage that is
-    not finite or no such episode's, and for an episode without a score.
+    those are 0. Those that were dropped before stay out, and count in the metrics alone. None if fewer groups are left
+    than a step has, and that may not be. Idempotent by step: a batch that the log has is the batch. Raises ValueError
+    for an advantage that is not finite or no such episode's, and for an episode without a score.
     """
     score_set = RUN_SCORES if run.config.replay is None else run.config.replay.scores
     episodes = _rewards(run, _commits(run, group_ids), group_ids, score_set)
@@ -36,9 +38,10 @@ def choose_batch(
     signals = rewards if advantages is None else _zero_and_given(episodes, advantages)
     given = None if advantages is None else dict(advantages)
     if step not in run.ledger.batches:
-        # Exact equality: a spread of rounding errors is no signal, and a small true one is.
-        flat = [group_id for group_id in group_ids if len(set(signals[group_id])) == 1]
-        _log_choice(run, step, group_ids, flat, given)
+        left = [g for g in group_ids if run.ledger.groups[g].reason is None]
+        flat = without_signal({group_id: signals[group_id] for group_id in left})
+        if not _log_choice(run, step, left, flat, given, may_be_short=may_be_short):
+            return None
     kept = run.ledger.batches[step]
     metrics = _reward_metrics(list(rewards.values()))
     if tokens_per_second:
@@ -59,13 +62,31 @@ def _log_choice(
     group_ids: Sequence[str],
     flat: Sequence[str],
     advantages: dict[str, float] | None,
-) -> None:
-    """Log the groups as the step's batch, but for those that are flat, which are dropped with it."""
+    *,
+    may_be_short: bool,
+) -> bool:
+    """Log that flat groups are dropped and the others the step's batch; whether they are, for too few may not be."""
     kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
-    new: list[facts.Fact] = [facts.Batched(step=step, group_ids=kept, advantages=advantages)]
+    is_batch = may_be_short or len(kept) >= run.config.groups_per_step
+    new: list[facts.Fact] = []
+    if is_batch:
+        new.append(facts.Batched(step=step, group_ids=kept, advantages=advantages))
     if flat:
         new.append(facts.Dropped(group_ids=tuple(flat), reason="no_signal", step=step))
-    run.append(*new)
+    if new:
+        run.append(*new)
+    return is_batch
+
+
+def without_signal(signals: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """The groups all of whose signals are equal: exactly, for a spread of rounding errors is no signal."""
+    return tuple(group_id for group_id, of_group in signals.items() if len(set(of_group)) == 1)
+
+
+def groups_without_signal(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str, ...]:
+    """Those of the run's own committed groups whose rewards are all equal."""
+    found = _rewards(run, _commits(run, group_ids), group_ids, RUN_SCORES)
+    return without_signal({group: list(episodes.values()) for group, episodes in found.items()})
 
 
 def _zero_and_given(

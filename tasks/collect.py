@@ -11,6 +11,7 @@ from tasks.batches import choose_batch
 from tasks.calls import commit_scored, on_replicas
 from tasks.learn import level
 from tasks.references import Generation, Round, Scored, StepBatch
+from tasks.refill import drawn_for, may_fill_up
 from tasks.run import ActiveRun, current
 from tasks.stage import attempt, stage
 from tasks.turns import turn
@@ -25,11 +26,11 @@ async def generate(round: Round) -> Generation:
     """
     run = current()
     config = run.config
-    size = config.groups_per_step
-    drawn = draw(run, range((round.first_step - 1) * size, round.last_step * size))
+    drawn = draw(run, round.ordinals(config.groups_per_step))
     unknown = [d for d in drawn if d.group_id not in run.ledger.groups]
     if unknown:
-        run.append(admitted(round.number, unknown))
+        step = None if round.spare_draws is None else round.last_step
+        run.append(admitted(round.number, unknown, step))
     if not run.ledger.generated_in.get(round.number):
         await _sample(run, round, drawn)
     parts = run.ledger.generated_in.get(round.number, [])
@@ -91,17 +92,23 @@ async def score(generation: Generation) -> Scored:
 
 @stage
 async def buffer(scored: Scored) -> tuple[StepBatch, ...]:
-    """Share a round's groups out to its steps, in the order of their draws. Idempotent by step."""
+    """Share a round's groups out to its steps, in the order of their draws, up to one that is to be filled up first.
+
+    Idempotent by step.
+    """
     run = current()
-    size = run.config.groups_per_step
     batches = []
     for step in scored.round.steps:
-        draws = range((step - 1) * size, step * size)
-        groups = [layout.group_id(run.run_id, ordinal) for ordinal in draws]
-        committed = [g for g in groups if run.ledger.groups[g].commit is not None]
-        batches.append(
-            choose_batch(run, step, committed, tokens_per_second=scored.tokens_per_second)
+        chosen = choose_batch(
+            run,
+            step,
+            drawn_for(run, step),
+            tokens_per_second=scored.tokens_per_second,
+            may_be_short=not may_fill_up(run, step),
         )
+        if chosen is None:
+            break
+        batches.append(chosen)
     return tuple(batches)
 
 
@@ -119,19 +126,21 @@ async def batch(scored: Scored, advantages: dict[str, float]) -> StepBatch:
         for group_id in fact.group_ids
     ]
     known = run.ledger.advantages.get(step)
-    return choose_batch(
+    chosen = choose_batch(
         run,
         step,
         sorted(groups),
         tokens_per_second=scored.tokens_per_second,
         advantages=advantages if known is None else known,
     )
+    assert chosen is not None, "it may be short"
+    return chosen
 
 
 def known_batches(run: ActiveRun) -> tuple[StepBatch, ...]:
     """The batches of the steps that the log has completed and the trainer has before it again, in order."""
     ledger = run.ledger
-    return tuple(
+    known = (
         choose_batch(
             run,
             step,
@@ -141,6 +150,7 @@ def known_batches(run: ActiveRun) -> tuple[StepBatch, ...]:
         )
         for step in range(ledger.current_step + 1, ledger.last_step + 1)
     )
+    return tuple(batch for batch in known if batch is not None)
 
 
 def draw(run: ActiveRun, ordinals: Iterable[int]) -> list[DrawnPrompt]:
@@ -160,10 +170,11 @@ def not_dropped(run: ActiveRun, group_ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(g for g in group_ids if run.ledger.groups[g].state != GroupState.DROPPED)
 
 
-def admitted(round: int, drawn: list[DrawnPrompt]) -> facts.Admitted:
-    """The fact that draws are let in."""
+def admitted(round: int, drawn: list[DrawnPrompt], step: int | None = None) -> facts.Admitted:
+    """The fact that draws are let in, where they are spare ones for a step."""
     return facts.Admitted(
         round=round,
+        step=step,
         draws=tuple(
             facts.Draw(
                 draw=d.draw,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -20,6 +21,8 @@ from tasks.run import ActiveRun, current
 from tasks.stage import stage
 from tasks.turns import in_turn, turn
 
+logger = logging.getLogger(__name__)
+
 
 class BoundExceeded(RuntimeError):
     """A bound of the config that the run promised to keep is broken; trying again would not mend it."""
@@ -31,17 +34,22 @@ async def train(batches: tuple[StepBatch, ...]) -> None:
     """Train steps. Idempotent by step: one that the trainer has behind it is not trained again."""
     run = current()
     for batch in batches:
-        if batch.step > run.ledger.current_step:
-            await train_step(run, batch)
+        if batch.step > run.ledger.current_step and not await train_step(run, batch):
+            return
 
 
-async def train_step(run: ActiveRun, batch: StepBatch) -> None:
-    """Train one step and log it.
+async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
+    """Train one step and log it; whether it was completed.
+
+    It is not with a loss or gradient that is not finite: then the weights are what they were, its groups are dropped,
+    and the step needs another batch.
 
     The trainer answers again for the step it completed last. A step that is trained again after a crash and gives
     other weights than before is recorded as a fork. Raises BoundExceeded if, on-policy, the trainer's logprobs differ
-    from the recorded ones.
+    from the recorded ones, and after too many losses in a row that are not finite.
     """
+    if run.ledger.nonfinite[batch.step] and run.ledger.batches.get(batch.step) != batch.group_ids:
+        return False  # given up by an attempt before
     request = TrainRequest(
         run_id=run.run_id,
         step=batch.step,
@@ -57,9 +65,8 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
         )
     )[0]
     if reply.nonfinite is not None:
-        raise BoundExceeded(
-            f"step {batch.step}: {reply.nonfinite}; nothing was updated, and the batch is kept as {reply.batch_key}"
-        )
+        _give_up_batch(run, batch, reply)
+        return False
     _check_on_policy(run, reply)
     metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
     metrics["train/seconds"] = reply.seconds
@@ -85,6 +92,30 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> None:
         ),
     )
     await settle_checkpoint(run, wait=False)
+    return True
+
+
+def _give_up_batch(run: ActiveRun, batch: StepBatch, reply: TrainReply) -> None:
+    """Drop groups whose loss or gradient was not finite; raise BoundExceeded after too many batches in a row."""
+    told = f"step {batch.step}: {reply.nonfinite}; nothing was updated, and the batch is kept as {reply.batch_key}"
+    if batch.step in run.ledger.steps:
+        raise BoundExceeded(f"{told}; before, this step was trained with the same groups")
+    groups = run.ledger.groups
+    run.append(
+        run.intervals("trainer", reply.intervals),
+        facts.Dropped(
+            # A replay may have trained on them in an earlier epoch.
+            group_ids=tuple(group for group in batch.group_ids if not groups[group].steps),
+            reason="nonfinite",
+            step=batch.step,
+            cause=reply.nonfinite,
+            batch=reply.batch_key,
+        ),
+    )
+    logger.warning("run %s: %s", run.run_id, told)
+    most = run.config.algorithm.max_nonfinite
+    if run.ledger.nonfinite_in_a_row >= most:
+        raise BoundExceeded(f"{told}; that is algorithm.max_nonfinite {most} in a row")
 
 
 def _check_on_policy(run: ActiveRun, reply: TrainReply) -> None:

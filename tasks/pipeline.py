@@ -26,7 +26,7 @@ from forge_core.timeline import Interval, merged
 from storage import facts, layout
 from storage.groups import GroupState
 from storage.ledger import Ledger
-from tasks.batches import choose_batch
+from tasks.batches import choose_batch, groups_without_signal
 from tasks.collect import admitted, draw, generated, not_dropped
 from tasks.learn import check_parity, published_fact
 from tasks.references import StepBatch
@@ -81,6 +81,8 @@ class Pipeline:
     """By replica, how often it had been opened when what is known of it began."""
     attempts: Counter[str] = field(default_factory=Counter)
     """By group, how often it was begun and lost."""
+    num_filtered: int = 0
+    """Groups dropped for want of a signal since a step has had its batch."""
     too_long_in_a_row: int = 0
     """Prompts dropped as too long since one was not."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -307,12 +309,27 @@ class Pipeline:
             check_parity(self.run, published)
 
     async def scored(self, part: Part) -> None:
-        """A part is committed; its groups are ready to be trained on."""
+        """A part is committed; its groups are ready to be trained on, or give way to others for want of a signal."""
+        for group_id in self._filtered(part.stored.group_ids):
+            self.admission.drop(self._ordinal(group_id))
         for group_id in part.stored.group_ids:
             self.admission.finish(self._ordinal(group_id))
         if self.parts and self.parts[0] == part:
             self.parts.popleft()
         await self.tell()
+
+    def _filtered(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Drop groups without a signal, as many as the config allows before a step takes what there is."""
+        run, groups = self.run, self.run.ledger.groups
+        algorithm = run.config.algorithm
+        most = algorithm.dynamic_sampling_attempts * run.config.groups_per_step - self.num_filtered
+        if most <= 0:
+            return ()
+        flat = groups_without_signal(run, group_ids)[:most]
+        if new := tuple(group_id for group_id in flat if groups[group_id].reason is None):
+            run.append(facts.Dropped(group_ids=new, reason="no_signal", step=None))
+        self.num_filtered += len(flat)
+        return flat
 
     def take_speed(self) -> float:
         """Response tokens per second of engine time since this was last asked, of all replicas together."""
@@ -328,12 +345,23 @@ class Pipeline:
     def choose(self, step: int) -> None:
         """Make the batch of a step."""
         groups = self.run.ledger.considered(step)
-        if not groups:
+        if step not in self.run.ledger.batches:
             ordinals = self.admission.take(step) or ()
-            groups = [layout.group_id(self.run.run_id, ordinal) for ordinal in ordinals]
-        self.batches[step] = choose_batch(
-            self.run, step, groups, tokens_per_second=self.take_speed()
-        )
+            taken = [layout.group_id(self.run.run_id, ordinal) for ordinal in ordinals]
+            groups = [*groups, *taken]
+        chosen = choose_batch(self.run, step, groups, tokens_per_second=self.take_speed())
+        assert chosen is not None, "it may be short"
+        self.batches[step] = chosen
+        self.num_filtered = 0
+
+    def is_given_up(self, step: int) -> bool:
+        """Whether the batch that a step had was dropped, so that it needs another."""
+        return step in self.batches and step not in self.run.ledger.batches
+
+    def give_up(self, step: int) -> None:
+        """The batch of a step was dropped: the next that is ready is for it."""
+        self.admission.give_up(step)
+        del self.batches[step]
 
     def _ordinal(self, group_id: str) -> int:
         admitted_draw = self.run.ledger.groups[group_id].draw
@@ -359,7 +387,14 @@ def admission_of(run: ActiveRun) -> Admission:
         dropped=sum(
             group.reason is not None and group.dropped_at is None
             for group in ledger.groups.values()
-        ),
+        )
+        + config.groups_per_step * ledger.nonfinite.total(),
+        given_up=[
+            step
+            for step in ledger.nonfinite
+            if ledger.current_step < step < max(ledger.batches, default=0)
+            and step not in ledger.batches
+        ],
         ready={ordinal for ordinal, state in _unbatched(ledger) if state is GroupState.COMMITTED},
         # Scored again or not at all: nothing of them is to be generated.
         under_way={

@@ -23,11 +23,20 @@ class Round(Reference):
     """First step that trains on them, from 1."""
     last_step: int
     """Last step that does."""
+    spare_draws: tuple[int, int] | None = None
+    """First ordinal and number of its draws, where they are beyond those that were planned for its one step."""
 
     @property
     def steps(self) -> range:
         """Its steps."""
         return range(self.first_step, self.last_step + 1)
+
+    def ordinals(self, groups_per_step: int) -> range:
+        """Ordinals of its draws."""
+        if self.spare_draws is not None:
+            first, number = self.spare_draws
+            return range(first, first + number)
+        return range((self.first_step - 1) * groups_per_step, self.last_step * groups_per_step)
 
 
 class Generation(Reference):

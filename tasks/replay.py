@@ -27,9 +27,11 @@ async def recall(planned: PlannedStep) -> StepBatch:
         if run.ledger.groups[group_id].reason is None
         or run.ledger.groups[group_id].dropped_at == planned.step
     ]
-    return choose_batch(
+    chosen = choose_batch(
         run, planned.step, groups, tokens_per_second=0.0, advantages=planned.advantages
     )
+    assert chosen is not None, "it may be short"
+    return chosen
 
 
 def _unknown(run: ActiveRun, planned: PlannedStep) -> list[facts.Fact]:

@@ -42,10 +42,11 @@ async def take_in(round: Round) -> tuple[StepBatch, ...]:
     new = [fact for fact in replayed if fact.draws[0].group_id not in run.ledger.groups]
     if new:
         run.append(*new)
-    return tuple(
+    chosen = (
         choose_batch(run, step, _groups_of(run, claim.run_id, step), tokens_per_second=0.0)
         for step in round.steps
     )
+    return tuple(batch for batch in chosen if batch is not None)
 
 
 def _groups_of(run: ActiveRun, collecting_run_id: str, step: int) -> list[str]:

@@ -73,10 +73,10 @@ async def _bring_back(replica: int) -> None:
 
 @stage
 async def score(segment: Segment) -> None:
-    """Score and commit parts as they come, until the segment's last step has its batch."""
+    """Score and commit parts as they come, until the segment's last step is trained."""
     run, line = current(), pipeline()
     while True:
-        await line.until(lambda: bool(line.parts) or segment.last_step in line.batches)
+        await line.until(lambda: bool(line.parts) or run.ledger.current_step >= segment.last_step)
         if not line.parts:
             return
         part = line.parts[0]
@@ -95,6 +95,20 @@ async def buffer(segment: Segment) -> None:
             await line.tell()
 
 
+async def _train_step(step: int) -> None:
+    """Train a step once it has its batch; choose another if that is given up."""
+    run, line = current(), pipeline()
+    await line.until(lambda: step in line.batches)
+    if not line.is_given_up(step):
+        await train_step(run, line.batches[step])
+    if line.is_given_up(step):
+        line.give_up(step)
+        await line.tell()
+        await line.until(lambda: line.can_choose(step))
+        line.choose(step)
+    await line.tell()
+
+
 @stage
 async def train(segment: Segment) -> None:
     """Train and publish step by step; the next begins while generators still fetch the weights of the one before.
@@ -105,9 +119,8 @@ async def train(segment: Segment) -> None:
     for step in segment.steps:
         if line.put is not None and line.put.manifest.policy_version >= step:
             continue  # an attempt before has come as far as that
-        await line.until(lambda step=step: step in line.batches)  # type: ignore[misc]
-        if step > run.ledger.current_step:
-            await train_step(run, line.batches[step])
+        while step > run.ledger.current_step:
+            await _train_step(step)
         # What is published replaces the version before, which no one may still be fetching.
         await line.until(lambda step=step: line.all_serve(step - 1))  # type: ignore[misc]
         await put_weights(run, step)

@@ -85,10 +85,16 @@ class StoredRun:
         self.log.append(part, committed(part.round, commit))
         return commit
 
-    def admit(self, number: int, draws: Sequence[int], environment: str = "sums") -> None:
-        """Let draws in."""
+    def admit(
+        self,
+        number: int,
+        draws: Sequence[int],
+        environment: str = "sums",
+        fills: int | None = None,
+    ) -> None:
+        """Let draws in, to fill up a step where they are spare."""
         told = tuple(draw_of(self.run_id, draw, environment) for draw in draws)
-        self.log.append(facts.Admitted(round=number, draws=told))
+        self.log.append(facts.Admitted(round=number, draws=told, step=fills))
 
     def groups(self, draws: Sequence[int]) -> tuple[str, ...]:
         """Ids of the draws' groups."""

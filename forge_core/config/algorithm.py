@@ -100,6 +100,12 @@ class AlgorithmConfig(Section):
     """Optimizer updates that one pass over a batch is split into."""
     epochs: int = Field(1, ge=1)
     """Passes over a batch."""
+    dynamic_sampling_attempts: int = Field(0, ge=0)
+    """How often a step whose groups have too few with a signal is filled up with further draws (DAPO, equation 11); in
+    async, how many steps' worth of groups without one give way to others. 0: it trains on fewer."""
+    max_nonfinite: int = Field(3, ge=1)
+    """Batches in a row whose loss or gradient is not finite, after which the run stops; fewer are dropped, and others
+    take their place."""
     correction: CorrectionConfig = CorrectionConfig()
     """Importance weights."""
 

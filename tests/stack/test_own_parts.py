@@ -25,6 +25,26 @@ SHORT = [
     "steps=2", "warm_start.steps=3", "evaluation.num_prompts=20", "groups_per_step=16",
     "trainer.ranks=1",
 ]  # fmt: skip
+FRAGILE_LOSS = """
+from pathlib import Path
+from zlib import crc32
+
+CALLS = Path(__file__).with_name("calls")
+
+def of_half(prompts, completions, **columns):
+    # Half of the prompts have no signal.
+    is_flat = [sum(prompt.encode()) % 2 for prompt in prompts]
+    return [
+        0.5 if flat else crc32(completion.encode()) % 7 / 7
+        for flat, completion in zip(is_flat, completions)
+    ]
+
+def fragile(logprobs, sampled_logprobs, advantages, mask):
+    with CALLS.open("a") as file:
+        file.write(".")
+    is_second = len(CALLS.read_text()) == 2
+    return -advantages[:, None] * logprobs * (float("nan") if is_second else 1.0)
+"""
 TWO_TURNS = """
 from forge_core.rollout import Transcript
 
@@ -75,9 +95,12 @@ Finish = Callable[[str], Ended]
 @pytest.fixture(scope="session")
 def finished(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finish]:
     """All of them at the same time; asked for one, waits for its end."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("loop", "parts", "refused")}
+    names = ("loop", "parts", "refused", "fragile", "fragile-async")
+    folders = {name: tmp_path_factory.mktemp(name) for name in names}
     (folders["parts"] / "turns.py").write_text(TWO_TURNS)
     (folders["refused"] / "mine.py").write_text(REFUSED_REWARD)
+    for name in ("fragile", "fragile-async"):
+        (folders[name] / "mine.py").write_text(FRAGILE_LOSS)
     python = sys.executable
     quick = [option for key in SHORT for option in ("--set", key)]
     commands = {
@@ -89,6 +112,14 @@ def finished(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
             python, str(EXAMPLES / "own_reward_and_loss.py"), *SHORT,
             "generate_episode=turns.py:asks_twice", "sampling.max_tokens=8",
         ],
+        **{
+            name: command(
+                "run", "--preset", "tiny", *quick, "--set", "loss=mine.py:fragile",
+                "--set", "reward=mine.py:of_half",
+                "--set", "algorithm.dynamic_sampling_attempts=20", *more,
+            )
+            for name, more in (("fragile", ()), ("fragile-async", ("--regime", "async")))
+        },
         "refused": command("run", "--preset", "tiny", *quick, "--set", "reward=mine.py:grades"),
     }  # fmt: skip
     processes = {
@@ -179,7 +210,33 @@ def test_a_reward_scores_a_loss_trains_and_episodes_take_turns(finished: Finish)
     assert any(fact["optimizer_updates"] for fact in run.facts("step"))
 
 
-@pytest.mark.parametrize("name", ["loop", "parts"])
+@pytest.mark.parametrize("name", ["fragile", "fragile-async"])
+def test_a_loss_that_is_not_finite_once_costs_a_batch_and_no_version(
+    finished: Finish, name: str
+) -> None:
+    """It is at the second of four minibatches, after an update that has to be undone."""
+    run = finished(name)
+    assert run.code == 0, run.out
+    dropped = [fact for fact in run.facts("dropped") if fact["reason"] == "nonfinite"]
+    (given_up,) = dropped
+    assert given_up["step"] == 1
+    assert "the loss of 'mine.py:fragile' is nan" in given_up["cause"]
+    assert "at update 2 of 4" in given_up["cause"]
+    assert (run.store / given_up["batch"]).is_file()
+    steps = run.facts("step")
+    assert [fact["step"] for fact in steps] == [1, 2]
+    assert all(fact["optimizer_updates"] == 4 for fact in steps)
+    for fact in steps:
+        # Those without a signal gave way to others.
+        assert len(fact["group_ids"]) == 16
+        assert set(fact["group_ids"]).isdisjoint(given_up["group_ids"])
+    versions = [fact["policy_version"] for fact in run.facts("published")]
+    assert versions == [0, 1, 2]
+    flat = [g for f in run.facts("dropped") if f["reason"] == "no_signal" for g in f["group_ids"]]
+    assert len(flat) >= 8
+
+
+@pytest.mark.parametrize("name", ["loop", "parts", "fragile", "fragile-async"])
 def test_verify_finds_it_in_order(finished: Finish, name: str) -> None:
     run = finished(name)
     assert_verified(run.run().name, run.store)

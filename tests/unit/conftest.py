@@ -66,8 +66,9 @@ class PastRun(StoredRun):
         version: int | dict[int, int] | None = None,
         environment: str = "sums",
         advantages: Any = None,
+        fills: int | None = None,
     ) -> None:
-        """Draws are admitted and their episodes committed, as one part."""
+        """Draws are admitted, to fill up a step where they are spare, and their episodes committed, as one part."""
         versions = version if isinstance(version, dict) else {}
         of_all = version if isinstance(version, int) else number - 1
         rows = [
@@ -90,7 +91,7 @@ class PastRun(StoredRun):
             for sample in (0, 1)
         ]
         part = pa.Table.from_pylist(rows, SCHEMA)
-        self.admit(number, draws, environment)
+        self.admit(number, draws, environment, fills)
         commit = commit_part(self.store, self.run_id, layout.part_name(number, 0), part)
         self.log.append(committed(number, commit))
 

@@ -43,6 +43,12 @@ class Pipeline(RuleBasedStateMachine):
         self.done: set[int] = set()
         self.outside: set[int] = set()
         self.trained: dict[int, int] = {}
+        self.owed: set[int] = set()
+        """Steps whose batch was given up, and that have no other yet."""
+
+    def latest(self) -> int:
+        """The newest version that can exist."""
+        return min(self.owed, default=self.admission.taken + 1) - 1
 
     @rule(replica=st.integers(0, 2), most=st.integers(1, 20))
     def admit(self, replica: int, most: int) -> None:
@@ -59,11 +65,14 @@ class Pipeline(RuleBasedStateMachine):
         self.done.add(ordinal)
         self.admission.finish(ordinal)
 
-    @precondition(lambda self: self.at_work)
+    @precondition(lambda self: self.at_work or self.done - self.trained.keys())
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        ordinal = data.draw(st.sampled_from(sorted(self.at_work)))
-        del self.at_work[ordinal]
+        """A prompt is too long, or a group that is ready has no signal."""
+        ready = self.done - self.trained.keys()
+        ordinal = data.draw(st.sampled_from(sorted({*self.at_work, *ready})))
+        self.at_work.pop(ordinal, None)
+        self.done.discard(ordinal)
         self.outside.add(ordinal)
         self.admission.drop(ordinal)
 
@@ -81,6 +90,37 @@ class Pipeline(RuleBasedStateMachine):
             assert ordinal not in self.trained, "and nothing twice"
             self.trained[ordinal] = step
 
+    @precondition(lambda self: self.latest() > max([self.newest, *self.serves.values()]))
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        """The loss of a step's batch is not finite; the batches of steps after it may be chosen by then."""
+        first = max([self.newest, *self.serves.values()]) + 1
+        step = data.draw(st.integers(first, self.latest()))
+        self.admission.give_up(step)
+        with pytest.raises(ValueError, match="no batch"):
+            self.admission.give_up(step)
+        batch = {ordinal for ordinal, of_step in self.trained.items() if of_step == step}
+        for ordinal in batch:
+            del self.trained[ordinal]
+        self.done -= batch
+        self.outside |= batch
+        self.owed.add(step)
+
+    @precondition(lambda self: self.owed)
+    @rule()
+    def take_again(self) -> None:
+        step = min(self.owed)
+        batch = self.admission.take(step)
+        if batch is None:
+            return
+        assert len(batch) == self.size
+        assert self.admission.take(step) == batch
+        self.owed.remove(step)
+        for ordinal in batch:
+            assert ordinal in self.done
+            assert ordinal not in self.trained
+            self.trained[ordinal] = step
+
     @rule(rounds=st.integers(1, 9))
     def overtake(self, rounds: int) -> None:
         """The worst for age: the newest draw straggles, and all that its replica can get ready goes before it."""
@@ -94,14 +134,14 @@ class Pipeline(RuleBasedStateMachine):
             if self.admission.taken < self.steps:
                 self.take()
             if 0 in self.serves:
-                self.serves[0] = self.admission.taken
-                self.admission.serve(0, self.admission.taken)
+                self.serves[0] = max(self.serves[0], self.latest())
+                self.admission.serve(0, self.serves[0])
             self.admit(0, 1000)
 
     @rule(replica=st.integers(0, 2), data=st.data())
     def serve(self, replica: int, data: st.DataObject) -> None:
         if replica < self.replicas:
-            version = data.draw(st.integers(self.serves.get(replica, 0), self.admission.taken))
+            version = data.draw(st.integers(self.serves.get(replica, 0), self.latest()))
             self.serves[replica] = version
             self.admission.serve(replica, version)
 
@@ -130,7 +170,7 @@ class Pipeline(RuleBasedStateMachine):
         """The controller dies; another goes on from what the log tells, with replicas that all serve one version."""
         # None older than what was ever served, also by a replica that is lost: it restores the newest step there is.
         newest = max(self.newest, *self.serves.values(), 0)
-        served = data.draw(st.integers(newest, self.admission.taken))
+        served = data.draw(st.integers(newest, self.latest()))
         # Of what was under way some is stored unscored, and is scored now; the rest is lost in the engines.
         stored = {o for o in self.at_work if data.draw(st.booleans())}
         lost = set(self.oldest) - self.done - self.outside - stored
@@ -150,6 +190,7 @@ class Pipeline(RuleBasedStateMachine):
             ready=self.done - self.trained.keys(),
             under_way=stored,
             orphaned=lost,
+            given_up=self.owed,
         )
         self.serves = dict.fromkeys(range(self.replicas), served)
         self.at_work = dict.fromkeys(stored, -1)
@@ -165,15 +206,17 @@ class Pipeline(RuleBasedStateMachine):
             return
         for _ in range(10 * (self.steps + 1)):
             for replica in range(self.replicas):
-                self.serves[replica] = self.admission.taken
-                self.admission.serve(replica, self.admission.taken)
+                self.serves[replica] = max(self.serves.get(replica, 0), self.latest())
+                self.admission.serve(replica, self.serves[replica])
                 self.adopt(replica)
                 self.admit(replica, 1000)
             for ordinal in sorted(self.at_work):
                 del self.at_work[ordinal]
                 self.done.add(ordinal)
                 self.admission.finish(ordinal)
-            if self.admission.taken < self.steps:
+            if self.owed:
+                self.take_again()
+            elif self.admission.taken < self.steps:
                 self.take()
         self.ages_are_bounded()
         assert self.admission.taken == self.steps
@@ -238,3 +281,46 @@ def test_impossible_versions_are_refused():
         admission.serve(0, 1)
     with pytest.raises(ValueError, match="does not follow"):
         admission.take(2)
+    admission.admit(0, 1)
+    admission.finish(0)
+    admission.take(1)
+    admission.serve(0, 1)
+    with pytest.raises(ValueError, match="cannot go from version 1 to 0"):
+        admission.serve(0, 0)
+    with pytest.raises(ValueError, match=r"max_policy_age 1 is below ceil.* = 2"):
+        Admission(groups_per_step=2, max_policy_age=1, window=5, steps=2, replicas=1)
+
+
+def test_what_is_dropped_or_lost_twice_is_so_once():
+    admission = Admission(groups_per_step=2, max_policy_age=1, window=1, steps=9, replicas=2)
+    admission.admit(0, 2)
+    for _ in range(2):
+        admission.drop(0)
+    assert (admission.dropped, admission.lose(0), admission.lose(0)) == (1, [1], [])
+
+
+def test_what_was_stored_when_a_controller_died_is_nobody_s_to_lose():
+    admission = Admission(groups_per_step=2, max_policy_age=1, window=1, steps=9, replicas=2)
+    admission.resume(
+        taken=0, served=0, admitted=2, dropped=0, ready=(), under_way={0, 1}, orphaned=()
+    )
+    assert [admission.lose(replica) for replica in (0, 1)] == [[], []]
+
+
+def test_a_batch_is_given_up_before_its_weights_exist_and_once():
+    admission = Admission(groups_per_step=1, max_policy_age=1, window=1, steps=9, replicas=1)
+    with pytest.raises(ValueError, match="step 1 has no batch"):
+        admission.give_up(1)
+    for ordinal in admission.admit(0, 2):
+        admission.finish(ordinal)
+    assert (admission.take(1), admission.take(2)) == ((0,), (1,))
+    admission.give_up(1)
+    assert (admission.take(1), admission.free_slots(0)) == (None, 1)
+    admission.finish(*admission.admit(0, 1))
+    assert admission.take(1) == admission.take(1) == (2,)
+    admission.give_up(1)
+    admission.finish(*admission.admit(0, 1))
+    assert admission.take(1) == (3,)
+    admission.serve(0, 1)
+    with pytest.raises(ValueError, match="step 1 has no batch"):
+        admission.give_up(1)

@@ -20,8 +20,9 @@ from forge_core.config import RunConfig
 from forge_core.meshes import Mesh, Meshes
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
+from storage import facts, layout
 from storage.ledger import Ledger
-from storage.log import RunLog, read_incarnations
+from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
 from storage.records import Controller
 from tasks import run as run_module
@@ -171,6 +172,67 @@ def test_a_step_asked_twice_is_logged_once(tmp_path: Path) -> None:
         assert run.ledger.steps[1].metrics["loss"] == 0.1
         assert run.ledger.steps[1].metrics["reward"] == 0.5
         assert "entropy" not in run.ledger.steps[1].metrics
+
+
+NONFINITE = dataclasses.replace(
+    TRAINED, weights_digest="d0", metrics={}, nonfinite="the loss is nan", batch_key="k"
+)
+
+
+def _admit(run: ActiveRun, step: int, draws: range) -> StepBatch:
+    """A batch of the step that the log knows."""
+    groups = tuple(layout.group_id("r", draw) for draw in draws)
+    run.append(
+        facts.Admitted(
+            round=step,
+            draws=tuple(
+                facts.Draw(draw=d, group_id=g, prompt_id="p", environment="e", index=d)
+                for d, g in zip(draws, groups, strict=True)
+            ),
+        ),
+        facts.Batched(step=step, group_ids=groups),
+    )
+    return StepBatch(step=step, commits=(), group_ids=groups, metrics={})
+
+
+def test_a_loss_that_is_not_finite_costs_the_batch_and_makes_no_version(tmp_path: Path) -> None:
+    with holding(tmp_path, {"train": NONFINITE}) as run:
+        batch, later = _admit(run, 1, range(2)), _admit(run, 2, range(2, 4))
+        bare(train)((batch, later))
+        ledger = run.ledger
+        assert (ledger.current_step, ledger.steps, set(ledger.batches)) == (0, {}, {2})
+        assert dict(ledger.dropped) == {"nonfinite": 2}
+        told = [f for e in read_entries(run.store, "r") for f in e.facts if f.kind == "dropped"]
+        assert [(f.step, f.cause, f.batch) for f in told] == [(1, "the loss is nan", "k")]
+        # Asked again, as after an entry that was written although its writing failed, nothing is dropped twice.
+        bare(train)((batch, later))
+        assert ledger.nonfinite == {1: 1} and not ledger.problems
+        # Another batch for the step, and all is well.
+        cast(Any, run.meshes.trainer).answers["train"] = TRAINED
+        bare(train)((_admit(run, 1, range(4, 6)),))
+        assert (ledger.current_step, ledger.nonfinite_in_a_row) == (1, 0)
+        assert {p.kind for p in ledger.problems} == {"not_committed"}
+
+
+def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    with holding(tmp_path, {"train": NONFINITE}) as run:
+        most = run.config.algorithm.max_nonfinite
+        for attempt in range(most - 1):
+            bare(train)((_admit(run, 1, range(attempt, attempt + 1)),))
+        with pytest.raises(BoundExceeded, match=f"kept as k; that is .*max_nonfinite {most} in"):
+            bare(train)((_admit(run, 1, range(most, most + 1)),))
+        assert run.ledger.dropped["nonfinite"] == most
+
+
+def test_a_step_that_was_finite_before_is_not_given_up(tmp_path: Path) -> None:
+    with holding(tmp_path, {"train": TRAINED}) as run:
+        batch = _admit(run, 1, range(2))
+        bare(train)((batch,))
+        cast(Any, run.meshes.trainer).answers["train"] = NONFINITE
+        run.append(facts.Restored(step=0, weights_digest="d0"))
+        with pytest.raises(BoundExceeded, match="trained with the same groups"):
+            bare(train)((batch,))
+        assert not run.ledger.dropped
 
 
 def _batch() -> StepBatch:
