@@ -33,6 +33,7 @@ from storage.records import Controller
 from tasks.provenance import git_commit, versions
 
 if TYPE_CHECKING:
+    from flows.rescore import Rescored
     from storage.annotations import Covered
 
 Overrides = Annotated[
@@ -117,29 +118,31 @@ def rescore(
         begin_set(opened, run, name, verifier, this_process)
         num_commits = len(counted_commits(opened, run))
     done = read_covered(opened, run, name)
+    mended: tuple[str, ...] = ()
     try:
         if done is not None and done.num_commits >= num_commits:
             covered, num_new = done, 0
         else:
             with _output_aside(verbose):
-                covered, num_new = _rescore(store, run, name, verifier)
+                made = _rescore(store, run, name, verifier)
+            covered, num_new, mended = made.covered, made.num_new, made.mended
     except BaseException as error:
         _explain(error, verbose)
         leave(FAILED)
     if json_output:
-        print_json(_document(covered, verifier, num_new))
+        print_json(_document(covered, verifier, num_new, mended))
     else:
-        _print_scores(covered, verifier, num_new, store)
+        _print_scores(covered, verifier, num_new, mended, store)
     leave(0)
 
 
-def _rescore(store: str, run: str, name: str, verifier: str) -> tuple[Covered, int]:
+def _rescore(store: str, run: str, name: str, verifier: str) -> Rescored:
     """Run the flow with all that it needs around it."""
     # Deferred: monarch and Prefect take seconds to import.
     from flows.ephemeral import surroundings, wait_for_server
     from forge_core.meshes import preload
 
-    async def main() -> tuple[Covered, int]:
+    async def main() -> Rescored:
         # Deferred: Prefect reads its settings from the environment when it is imported.
         from flows.rescore import rescore_run
 
@@ -184,7 +187,9 @@ def _explain(error: BaseException, verbose: bool) -> None:
         typer.echo("Cancelled; the same command goes on where it stopped.", err=True)
 
 
-def _document(covered: Covered, verifier: str, num_new: int) -> dict[str, Any]:
+def _document(
+    covered: Covered, verifier: str, num_new: int, mended: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "run_id": covered.run_id,
         "name": covered.name,
@@ -192,15 +197,20 @@ def _document(covered: Covered, verifier: str, num_new: int) -> dict[str, Any]:
         "commits": covered.num_commits,
         "episodes": covered.num_episodes,
         "newly_scored": num_new,
+        "mended": mended,
         "mean": {"run": covered.reward_mean, covered.name: covered.score_mean},
     }
 
 
-def _print_scores(covered: Covered, verifier: str, num_new: int, store: str) -> None:
+def _print_scores(
+    covered: Covered, verifier: str, num_new: int, mended: tuple[str, ...], store: str
+) -> None:
     table = Table("scores", "by", "mean", title=f"run {covered.run_id}", title_justify="left")
     table.add_row("run", "the run's own verifiers", f"{covered.reward_mean:.3f}")
     table.add_row(covered.name, verifier, f"{covered.score_mean:.3f}")
     out = console()
     out.print(table)
     out.print(f"{covered.num_episodes:,} episodes, {num_new:,} of them scored now.")
+    for each in mended:
+        out.print(f"mended: {each}")
     out.print(f"next: forgeflow replay {covered.run_id} --scores {covered.name} --store {store}")

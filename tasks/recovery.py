@@ -23,21 +23,18 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from forge_core.config import RunConfig
 from forge_core.mesh import Mesh, MeshCall
+from forge_core.meshes import Meshes
 from forge_core.services.health import HealthOptions
 from forge_core.services.restarts import RestartOptions, Restarts
 from storage import facts
 from storage.log import Fenced
 from tasks.together import first_of
 
-if TYPE_CHECKING:
-    from tasks.run import ActiveRun
-
 logger = logging.getLogger(__name__)
-
-Prepare = Callable[["ActiveRun", Mesh], Awaitable[None]]
 
 _TRANSIENT = (MeshCall, OSError, TimeoutError)
 
@@ -54,6 +51,32 @@ class CrashLoop(RuntimeError):
     """A mesh failed again and again, however often it was started."""
 
 
+class Held(Protocol):
+    """What has meshes that may fail: a run, or a set of scores that is being made of one."""
+
+    run_id: str
+    """The run."""
+    config: RunConfig
+    """What is done about a failure."""
+    meshes: Meshes
+    """Who is watched."""
+    recovery: Recovery | None
+    """What brings back those that fail."""
+
+    @property
+    def continued_by(self) -> str:
+        """The command that goes on with it once it has ended, as part of a sentence."""
+
+    async def prepare(self, mesh: Mesh) -> None:
+        """Bring the new actors of a mesh to where the old ones stood. Raises MeshCall if they fail as well."""
+
+    def settle(self) -> None:
+        """Take in what was told although telling it failed."""
+
+    def append(self, *new: facts.Fact) -> None:
+        """Tell facts for good."""
+
+
 class Recovery:
     """Watches the meshes of a run, and starts those again that fail.
 
@@ -63,9 +86,8 @@ class Recovery:
             await run.recovery.revive(mesh)
     """
 
-    def __init__(self, run: ActiveRun, prepare: Prepare, group: asyncio.TaskGroup) -> None:
+    def __init__(self, run: Held, group: asyncio.TaskGroup) -> None:
         self._run = run
-        self._prepare = prepare
         self._group = group
         self._locks: dict[str, asyncio.Lock] = {}
         faults = run.config.faults
@@ -90,8 +112,8 @@ class Recovery:
         """Raise FailedFast if the mesh has failed and the config handles that by ending the run."""
         if mesh.has_failed() and self.policy(mesh) == "fail_fast":
             raise FailedFast(
-                f"{mesh.name} failed: {mesh.failure}; faults.{mesh.unit} is fail_fast, so the run ends here and "
-                f"`forgeflow resume {self._run.run_id}` goes on"
+                f"{mesh.name} failed: {mesh.failure}; faults.{mesh.unit} is fail_fast, so this ends here and "
+                f"{self._run.continued_by} goes on"
             )
 
     def refuse_any(self) -> None:
@@ -164,7 +186,7 @@ class Recovery:
             try:
                 await mesh.reopen()
                 with mesh.preparing():
-                    await self._prepare(self._run, mesh)
+                    await self._run.prepare(mesh)
                 return
             except _TRANSIENT as error:
                 cause = f"{type(error).__name__}: {error}"
@@ -208,18 +230,15 @@ class Recovery:
 
 
 @asynccontextmanager
-async def guarded(run: ActiveRun) -> AsyncIterator[None]:
+async def guarded(run: Held) -> AsyncIterator[None]:
     """Watch the meshes of a run inside, and start those again that fail.
 
     What nothing brings back ends what is inside, and is raised.
     """
-    # Here, for it is made of the stages that need this module.
-    from tasks.revival import prepare
-
     failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            run.recovery = recovery = Recovery(run, prepare, group)
+            run.recovery = recovery = Recovery(run, group)
             recovery.watch()
             try:
                 yield

@@ -5,41 +5,41 @@ Nothing is written to the run's own log, which may be held by somebody else: a s
 
 from __future__ import annotations
 
-import random
+import logging
 import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
 
 from forge_core.config import RunConfig
 from forge_core.mesh import Mesh
-from forge_core.meshes import open_meshes
+from forge_core.meshes import Meshes, open_meshes
 from forge_core.scorers import begin_set, counted_commits
-from storage import layout
+from storage import facts, layout
 from storage.annotations import Covered, ScoreSet, complete_set
 from storage.objects import ObjectStore, open_store
 from storage.records import Commit, Controller
 from tasks.interrupts import cancelled_by
 from tasks.provenance import git_commit, versions
-from tasks.stage import TRANSIENT
+from tasks.recovery import Recovery, guarded
+from tasks.stage import stage_of
+
+logger = logging.getLogger(__name__)
 
 _BATCH_EPISODES = 8192
 """Episodes of one task run at most, unless a commit has more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Rescoring:
     """One set of scores that is being made."""
 
+    run_id: str
+    """Whose episodes are scored."""
     store: ObjectStore
     """Where run and scores are kept."""
     scores: ScoreSet
@@ -48,8 +48,12 @@ class Rescoring:
     """The run's config, with what scores in it."""
     commits: tuple[Commit, ...]
     """All commits of the run, in the order of its log."""
-    verifier: Mesh
-    """What scores them."""
+    meshes: Meshes
+    """A verifier alone, which scores them."""
+    recovery: Recovery | None = None
+    """What brings the verifier back if it fails."""
+    mended: list[str] = field(default_factory=list)
+    """What failed and was mended, a sentence each."""
 
     def batches(self) -> list[tuple[str, ...]]:
         """Keys of the commit records, in shares of one task run each."""
@@ -62,6 +66,36 @@ class Rescoring:
             batches[-1].append(layout.commit_key(commit.run_id, commit.key))
             room -= commit.rows
         return [tuple(batch) for batch in batches]
+
+    @property
+    def continued_by(self) -> str:
+        """The command that goes on with it once it has ended."""
+        return "the same command"
+
+    async def prepare(self, mesh: Mesh) -> None:
+        """Have a verifier import what it scores with.
+
+        Raises RewardError if that fails, and MeshCall if the verifier does.
+        """
+        await mesh.call("prepare", timeout_seconds=self.config.timeouts.startup_seconds)
+        mesh.loaded.set()
+
+    def settle(self) -> None:
+        """There is nothing to settle: a set of scores has no log."""
+
+    def append(self, *new: facts.Fact) -> None:
+        """Note what failed; the run's own log may be held by somebody else."""
+        for fact in new:
+            match fact:
+                case facts.Failed(started_at=float()):
+                    told = f"{fact.mesh} failed ({fact.cause}) and scored again after {fact.seconds:.0f} s"
+                case facts.Retry():
+                    told = f"stage {fact.stage} was tried again after attempt {fact.attempt} ({fact.cause})"
+                case _:
+                    # Not mended: the error that ends the command says so.
+                    continue
+            self.mended.append(told)
+            logger.warning("scores %s of run %s: %s", self.scores.name, self.run_id, told)
 
     def complete(self) -> Covered:
         """Say that all commits are scored. Raises ValueError if one is not."""
@@ -86,34 +120,25 @@ async def open_rescoring(
                 config, store_uri, Path(folder), time.time(), roles=frozenset({"verifier"})
             ) as meshes,
         ):
-            await meshes.verifier.call("prepare", timeout_seconds=config.timeouts.startup_seconds)
             rescoring = Rescoring(
+                run_id=run_id,
                 store=store,
                 scores=scores,
                 config=config,
                 commits=tuple(counted_commits(store, run_id)),
-                verifier=meshes.verifier,
+                meshes=meshes,
             )
             token = _current.set(rescoring)
             try:
-                yield rescoring
+                async with guarded(rescoring):
+                    yield rescoring
             finally:
                 _current.reset(token)
 
 
-async def rescore(commits: tuple[str, ...]) -> int:
-    """Score the episodes of some commits by their keys; how many were not scored before.
-
-    A Prefect task run, tried again as the run's config says when it fails of something transient. Idempotent by set
-    and commit: the first scores stand.
-    """
-    retry = _current.get().config.retry
-    delays = [
-        retry.delay_seconds * 2**lost * random.uniform(0.5, 1.5) for lost in range(retry.attempts)
-    ]
-    configured: Any = _task.with_options(retries=retry.attempts, retry_delay_seconds=delays)
-    num_new: int = await configured(commits)
-    return num_new
+async def _prepare_verifier() -> None:
+    rescoring = _current.get()
+    await rescoring.prepare(rescoring.meshes.verifier)
 
 
 async def _rescore(commits: tuple[str, ...]) -> int:
@@ -126,21 +151,17 @@ async def _rescore(commits: tuple[str, ...]) -> int:
             # One prompt after another, each of which has a deadline of its own that names the function.
             name = key.rpartition("/")[2].removesuffix(".json")
             deadline = max(deadline, rows[name] * timeouts.reward_seconds)
-        answers = await rescoring.verifier.call(
+        answers = await rescoring.meshes.verifier.call(
             "rescore", key, rescoring.scores.name, timeout_seconds=deadline
         )
         num_new += answers[0]
     return num_new
 
 
-def _is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, TRANSIENT)
+prepare_verifier = stage_of(_current.get, _prepare_verifier, name="prepare-verifier")
+"""A stage that has the verifier import what it scores with. Idempotent. Raises RewardError if that fails."""
+rescore = stage_of(_current.get, _rescore, name="rescore")
+"""A stage that scores the episodes of some commits by their keys, and tells how many were not scored before.
 
-
-_task: Any = Task(
-    _rescore,
-    name="rescore",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_condition_fn=_is_transient,
-)
+Idempotent by set and commit: the first scores stand.
+"""

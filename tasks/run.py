@@ -17,6 +17,7 @@ from pathlib import Path
 from forge_core.actors.messages import CheckpointReply, LoadReply, PublishReply
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
+from forge_core.mesh import Mesh
 from forge_core.meshes import Meshes, open_meshes
 from forge_core.placement.roles import mesh_names, roles_of
 from forge_core.settings import stored_config
@@ -91,6 +92,18 @@ class ActiveRun:
     """What brings meshes back that fail."""
     turns: Turns | None = None
     """Whose turn it is, where generators and trainer are colocated."""
+
+    @property
+    def continued_by(self) -> str:
+        """The command that goes on with it once it has ended."""
+        return f"`forgeflow resume {self.run_id}`"
+
+    async def prepare(self, mesh: Mesh) -> None:
+        """Bring the new actors of a mesh to where the old ones stood. Raises as `tasks.revival.prepare` does."""
+        # Here, for it is made of the stages that need this module.
+        from tasks.revival import prepare
+
+        await prepare(self, mesh)
 
     def append(self, *new: facts.Fact) -> None:
         """Make facts true, then tell the listeners. Raises Fenced if another controller took the run over."""

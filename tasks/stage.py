@@ -16,7 +16,8 @@ from prefect.tasks import Task
 
 from forge_core.mesh import MeshCall
 from storage import facts
-from tasks.run import ActiveRun, current
+from tasks.recovery import Held
+from tasks.run import current
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +35,7 @@ class _Budget:
     fail as often as the config's `retry` says.
     """
 
-    def __init__(self, run: ActiveRun) -> None:
+    def __init__(self, run: Held) -> None:
         self._run = run
         self._attempts = 0
         self._lost = 0
@@ -73,17 +74,18 @@ def _is_tried_again(task: Task[..., Any], task_run: TaskRun, state: State[Any]) 
     return isinstance(state.data, TRANSIENT) and _budget.get().has_left
 
 
-def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make an async function a stage, named after it.
+def stage_of(
+    held: Callable[[], Held], function: Callable[P, Awaitable[R]], name: str
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make an async function a stage of what `held` gives when it is called.
 
     Every call is a Prefect task run, tried again as the run's config says when it fails of something transient; meshes
     that have failed are brought back first. Await it directly: mesh handles belong to the flow's event loop.
     """
-    name = function.__name__.replace("_", "-")
 
     @functools.wraps(function)
     async def body(*args: P.args, **kwargs: P.kwargs) -> R:
-        run = current()
+        run = held()
         started = time.monotonic()
         try:
             run.settle()
@@ -117,7 +119,7 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        budget = _Budget(current())
+        budget = _Budget(held())
         token = _budget.set(budget)
         try:
             configured = prefect_task.with_options(
@@ -130,6 +132,11 @@ def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any
             _budget.reset(token)
 
     return call
+
+
+def stage(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make an async function a stage of the flow's run, as `stage_of` does, named after the function."""
+    return stage_of(current, function, function.__name__.replace("_", "-"))
 
 
 def attempt() -> int:

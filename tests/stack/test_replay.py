@@ -16,12 +16,31 @@ from harness import Finished, Start, assert_verified, command
 
 REWARDS = Path(__file__).parent / "rewards.py"
 NEW_REWARD = """
+import os
+import signal
+import time
+from pathlib import Path
+
 def by_length(prompts, completions, **columns):
     print("a reward may print")
     return [float(len(text)) for text in completions]
 
 def raises(prompts, completions, **columns):
     return [1 / 0]
+
+def dies(prompts, completions, **columns):
+    # A reward function has a process of its own; its parent is the verifier.
+    verifier = os.getppid()
+    os.kill(verifier, signal.SIGKILL)
+    while os.getppid() == verifier:
+        time.sleep(0.01)
+
+def dies_once(prompts, completions, **columns):
+    died = Path(__file__).with_suffix(".died")
+    if not died.exists():
+        died.touch()
+        dies(prompts, completions)
+    return by_length(prompts, completions)
 """
 
 
@@ -31,7 +50,8 @@ def past(start_run: Start) -> Finished:
     run = start_run(
         "past", "--preset", "tiny", "--set", "warm_start.steps=3", "--set", "steps=4",
         "--set", "groups_per_step=16", "--set", "evaluation.num_prompts=20",
-        "--set", f"reward={REWARDS}:by_hash",
+        "--set", f"reward={REWARDS}:by_hash", "--set", "faults.most_restarts=1",
+        "--set", "faults.restart_delay_seconds=0.1",
     )()  # fmt: skip
     assert run.code == 0, run.errors
     return run
@@ -125,9 +145,7 @@ def test_new_scores_stand_beside_the_old(past: Finished, rescored: dict[str, Any
         rows = pq.read_table(past.store / part, columns=["episode_id", "response", "reward"])
         old += rows["reward"].to_pylist()
         lengths.update({r["episode_id"]: float(len(r["response"])) for r in rows.to_pylist()})
-    folder = past.store / "episodes" / "annotations" / "past" / "length"
-    scores = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    assert {row["episode_id"]: row["score"] for row in scores} == lengths
+    assert _scores(past, "length") == lengths
     assert rescored["mean"]["run"] == pytest.approx(sum(old) / len(old))
     assert rescored["mean"]["length"] == pytest.approx(sum(lengths.values()) / len(lengths))
 
@@ -147,6 +165,33 @@ def test_a_reward_that_fails_is_one_sentence_and_no_scores(
     assert "cover 0 of its 4 commits: rescore it again" in errors
 
 
+def test_a_verifier_that_dies_scores_again_and_loses_nothing(
+    past: Finished, rescored: dict[str, Any], rewards: Path, prefect_server: str
+) -> None:
+    scoring = _start(past, prefect_server, "rescore", "past", "--verifier",
+                     f"{rewards}:dies_once", "--name", "once")  # fmt: skip
+    out, errors = scoring.communicate(timeout=180)
+    assert scoring.returncode == 0, errors
+    told = json.loads(out)
+    assert (told["episodes"], told["newly_scored"]) == (64 * 8, 64 * 8)
+    retry, restart = sorted(told["mended"])
+    assert retry.startswith("stage rescore was tried again after attempt 1 (")
+    assert restart.startswith("verifier failed (")
+    lengths, scores = (_scores(past, name) for name in ("length", "once"))
+    assert scores == lengths and len(scores) == 64 * 8
+
+
+def test_a_verifier_that_keeps_dying_ends_the_command_with_the_cause(
+    past: Finished, rewards: Path, prefect_server: str
+) -> None:
+    scoring = _start(past, prefect_server, "rescore", "past", "--verifier", f"{rewards}:dies",
+                     "--name", "never")  # fmt: skip
+    out, errors = scoring.communicate(timeout=180)
+    assert (scoring.returncode, out) == (1, "")
+    assert "verifier failed again after 1 restarts in a row (faults.most_restarts 1)" in errors
+    assert _scores(past, "never") == {}
+
+
 def _start(past: Finished, prefect_server: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments, "--store", str(past.store), "--json"),
@@ -155,6 +200,13 @@ def _start(past: Finished, prefect_server: str, *arguments: str) -> subprocess.P
         text=True,
         env={**os.environ, "PREFECT_API_URL": prefect_server},
     )
+
+
+def _scores(past: Finished, name: str) -> dict[str, float]:
+    """By episode, what a set of scores says."""
+    folder = past.store / "episodes" / "annotations" / "past" / name
+    rows = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    return {row["episode_id"]: row["score"] for row in rows}
 
 
 def _end(past: Finished, run_id: str, process: subprocess.Popen[str]) -> Finished:
