@@ -72,6 +72,10 @@ def run(
     resolved = load_config(preset=preset, file=config, overrides=[*chosen, *overrides])
     if loop is not None:
         reference_to("loop", loop)
+        if resolved.buffer.policy != "once":
+            raise ValueError(
+                f"buffer.policy {resolved.buffer.policy!r} chooses what is trained on, and so does loop: leave out one"
+            )
         if resolved.regime != "sync":
             raise ValueError(
                 f"regime {resolved.regime!r} has a loop of its own: leave out loop, or take sync"

@@ -30,6 +30,7 @@ from storage.weight_facts import Parity as Parity
 from storage.weight_facts import Pruned as Pruned
 from storage.weight_facts import Published as Published
 from storage.weight_facts import Restored as Restored
+from storage.weight_facts import Validation as Validation
 from storage.weight_facts import WarmStarted as WarmStarted
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -149,6 +150,28 @@ class Dropped(Record):
     """Key in the store of their batch as it was, in that case."""
 
 
+class Use(Record):
+    """How a group came into a batch."""
+
+    source: str
+    """Source of the buffer that it was drawn from; `fresh` for a group of the step itself."""
+    weight: float
+    """Importance weight of how it was drawn, above 0 and at most 1."""
+
+
+class Kept(Record):
+    """A group that the buffer was given."""
+
+    group_id: str
+    """The group."""
+    policy_version: int
+    """A version that none of its tokens is older than."""
+    reward: float
+    """Mean reward of its samples."""
+    priority: float
+    """How much there is to learn of it, above 0."""
+
+
 class Batched(Record):
     """The groups that a step is about to train on."""
 
@@ -159,6 +182,22 @@ class Batched(Record):
     """The groups, in order."""
     advantages: dict[str, float] | None = None
     """By episode id, 0 for the others, where a loop of the user's has chosen them."""
+    uses: tuple[Use, ...] | None = None
+    """Of each group, where the run has a buffer."""
+    kept: tuple[Kept, ...] | None = None
+    """The step's own groups with a signal, which were given to the buffer, in order, where the run has one."""
+
+
+class Released(Record):
+    """Groups that left the buffer: they are in no later batch."""
+
+    kind: Literal["released"] = "released"
+    step: PositiveInt
+    """Step whose batch was chosen then; it may be in that one."""
+    group_ids: tuple[str, ...]
+    """The groups. What was in no batch is dropped for the reason."""
+    reason: str
+    """One of unwanted, evicted, passed_over, stale, used_up, end_of_run, or another word."""
 
 
 class Step(Record):
@@ -202,6 +241,7 @@ Fact = (
     | HandedOver
     | Dropped
     | Batched
+    | Released
     | Step
     | Diverged
     | Published

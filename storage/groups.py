@@ -59,6 +59,12 @@ class Group:
     """Number of its committed episodes."""
     steps: list[int] = field(default_factory=list)
     """Steps that trained on it, in order; a retraining of the same step counts once."""
+    policy_version: int | None = None
+    """A version that none of its tokens is older than, by the part that it was generated in."""
+    batched: list[int] = field(default_factory=list)
+    """Steps that it was batched for, in the order in which that was logged."""
+    released: str | None = None
+    """Why it left the buffer, if it did."""
     reason: str | None = None
     """Why it was dropped."""
     dropped_at: int | None = None
@@ -153,6 +159,25 @@ class Groups(dict[str, Group]):
             sentence = f"group {group_id} was dropped as {group.reason} and then as {reason}"
             self._object("dropped_twice", group_id, sentence)
         group.reason = reason
+
+    def batch(self, group_id: str, step: int) -> None:
+        """A step is about to train on a group."""
+        group = self.setdefault(group_id, Group())
+        if group.released is not None:
+            left = f"group {group_id} left the buffer as {group.released}"
+            self._object("released", group_id, f"{left} before it was batched for step {step}")
+        group.batched.append(step)
+
+    def release(self, group_id: str, fact: facts.Released) -> None:
+        """A group left the buffer; one that was in no batch is dropped."""
+        group = self.setdefault(group_id, Group())
+        if group.released is not None:
+            sentence = f"group {group_id} left the buffer as {group.released} and as {fact.reason}"
+            self._object("released", group_id, sentence)
+        group.released = fact.reason
+        if not group.batched:
+            self.reach(group_id, GroupState.DROPPED)
+            group.reason, group.dropped_at = fact.reason, fact.step
 
     def train(self, group_id: str, step: int) -> None:
         """A step trained on a group."""

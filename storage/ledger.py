@@ -35,6 +35,10 @@ class Ledger:
     """Steps whose retraining gave other weights."""
     batches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Groups that were batched, by step."""
+    buffered: dict[int, facts.Batched] = field(default_factory=dict)
+    """The same of a run with a buffer, with what it was given then, by step."""
+    released: dict[int, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Groups that left the buffer, by step and reason."""
     dropped_in: dict[int, list[str]] = field(default_factory=dict)
     """Groups that were considered for a step and dropped, by step."""
     advantages: dict[int, dict[str, float] | None] = field(default_factory=dict)
@@ -137,8 +141,14 @@ class Ledger:
         ]
 
     def considered(self, step: int) -> list[str]:
-        """Groups that were considered for a step that has its batch: batched or dropped, in the order of their ids."""
-        return sorted([*self.batches.get(step, ()), *self.dropped_in.get(step, ())])
+        """Groups that were considered for a step that has its batch: batched or dropped, in the order of their ids.
+
+        In a run with a buffer: those that it was given or that were dropped, and not those that are used again.
+        """
+        own = self.batches.get(step, ())
+        if (buffered := self.buffered.get(step)) is not None:
+            own = tuple(kept.group_id for kept in buffered.kept or ())
+        return sorted([*own, *self.dropped_in.get(step, ())])
 
     @property
     def last_step(self) -> int:
@@ -192,7 +202,8 @@ class Ledger:
                 self.generated.append(fact)
                 self.generated_in.setdefault(fact.round, []).append(fact)
                 for group_id in fact.group_ids:
-                    self.groups.reach(group_id, GroupState.GENERATED)
+                    group = self.groups.reach(group_id, GroupState.GENERATED)
+                    group.policy_version = fact.policy_version_min
             case facts.Committed():
                 self._commit(fact)
             case facts.HandedOver():
@@ -203,8 +214,9 @@ class Ledger:
                 if fact.reason == "nonfinite" and fact.step is not None:
                     self._give_up_batch(fact.step)
             case facts.Batched():
-                self.batches[fact.step] = fact.group_ids
-                self.advantages[fact.step] = fact.advantages
+                self._batch(fact)
+            case facts.Released():
+                self._release(fact)
             case facts.Step():
                 self._step(fact)
             case facts.Diverged():
@@ -271,6 +283,19 @@ class Ledger:
         self.advantages.pop(step, None)
         self.nonfinite[step] += 1
         self.nonfinite_in_a_row += 1
+
+    def _batch(self, fact: facts.Batched) -> None:
+        self.batches[fact.step] = fact.group_ids
+        self.advantages[fact.step] = fact.advantages
+        if fact.kept is not None:
+            self.buffered[fact.step] = fact
+        for group_id in fact.group_ids:
+            self.groups.batch(group_id, fact.step)
+
+    def _release(self, fact: facts.Released) -> None:
+        self.released.setdefault(fact.step, {})[fact.reason] = fact.group_ids
+        for group_id in fact.group_ids:
+            self.groups.release(group_id, fact)
 
     def _step(self, fact: facts.Step) -> None:
         self.trained.append(fact)

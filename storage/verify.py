@@ -4,7 +4,7 @@
     verify_order         what follows what       verify_groups        whole, of the right age, with a signal
     verify_lineage       what other runs say     verify_evaluations   means and held-out prompts
     verify_checkpoints   files and weights       verify_weights       the digest of weights
-    verify_rounds        collected apart
+    verify_rounds        collected apart         verify_buffer        trained on again
 
 Every number that anyone might quote is recomputed: from the episodes where they tell it, from the
 log otherwise. Commit records, facts about parts and run.json are held against that and never
@@ -27,6 +27,7 @@ from storage.ledger import Ledger
 from storage.objects import ObjectNotFound, ObjectStore
 from storage.runs import read_config
 from storage.summary import summarize
+from storage.verify_buffer import buffer_problems, most_uses
 from storage.verify_checkpoints import checkpoint_problems
 from storage.verify_files import file_problems
 from storage.verify_lineage import is_replay_whole, lineage_problems, replay_of
@@ -92,6 +93,7 @@ def verify(store: ObjectStore, run_id: str) -> Report:
     report.problems.extend(lineage_problems(store, run_id, config, ledger))
     report.problems.extend(round_problems(store, run_id, config, ledger))
     report.problems.extend(_group_problems(run_id, config, ledger))
+    report.problems.extend(buffer_problems(config, ledger))
     report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
     is_collecting = config.get("collect") is not None
     report.problems.extend(
@@ -108,6 +110,8 @@ def _count(counted: Counter[str], ledger: Ledger, entries: list[Entry]) -> None:
     counted["facts"] = sum(len(entry.facts) for entry in entries)
     counted["groups"] = len(ledger.groups)
     counted["steps"] = len(ledger.steps)
+    if ledger.buffered:
+        counted["uses"] = sum(len(fact.group_ids) for fact in ledger.buffered.values())
     counted["retries"] = len(ledger.retries)
     counted["failures"] = len(ledger.failures)
 
@@ -129,7 +133,7 @@ def _config_problems(
 
 def _group_problems(run_id: str, config: dict[str, Any], ledger: Ledger) -> Iterator[Problem]:
     """Groups that were used too often, forgotten or misnamed, and steps that are other than they say."""
-    max_uses = replay_of(config).get("epochs", 1)
+    max_uses = replay_of(config).get("epochs", most_uses(config))
     for group_id, group in ledger.groups.items():
         if len(group.steps) > max_uses:
             steps = ", ".join(map(str, group.steps))

@@ -13,6 +13,7 @@ from storage.episodes import policy_version_bounds
 from storage.facts import Step
 from storage.groups import Group, Problem
 from storage.ledger import Ledger
+from storage.verify_buffer import FRESH, kept_problems, oldest_allowed, source_of
 
 TOLERANCE = 1e-9
 """Relative and absolute; means are summed in another order where they were logged."""
@@ -100,13 +101,15 @@ class Groups:
         for group_id, group in self.ledger.groups.items():
             if group.reason == "no_signal":
                 yield from self._dropped(group_id, group)
+        yield from kept_problems(self.ledger, self.oldest, self.rewards)
         # An episode function of the user's may do with seeds what it likes.
         if not self.config.get("generate_episode"):
             yield from self._repeated_seeds()
 
     def _ages(self, fact: Step) -> Iterator[Problem]:
         """The ages of the step's groups, by their tokens, are within the bound and as logged."""
-        name, bound = f"step {fact.step}", self.config["max_policy_age"]
+        name = f"step {fact.step}"
+        bound: int | None = self.config["max_policy_age"]
         is_foreign = any(self.ledger.groups[group_id].run_id for group_id in fact.group_ids)
         if is_foreign and not self.config.get("train_rounds"):
             if (fact.age_max, fact.age_mean) != (None, None):
@@ -115,9 +118,12 @@ class Groups:
             return
         ages = {g: fact.step - 1 - self.oldest[g] for g in fact.group_ids if g in self.oldest}
         for group_id, age in ages.items():
-            if age > bound:
+            most = bound
+            if (source := source_of(self.ledger, fact.step, group_id)) not in (None, FRESH):
+                most = oldest_allowed(self.config, str(source))
+            if most is not None and age > most:
                 sentence = (
-                    f"{name} trained on group {group_id} at age {age}; at most {bound} is allowed"
+                    f"{name} trained on group {group_id} at age {age}; at most {most} is allowed"
                 )
                 yield Problem("age", group_id, sentence)
             if (newest := self.newest[group_id]) >= fact.step:

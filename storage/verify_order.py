@@ -98,6 +98,9 @@ class _Order:
                 self.committed.update(fact.group_ids)
             case facts.Dropped() | facts.HandedOver():
                 self.pending.difference_update(fact.group_ids)
+            case facts.Batched():
+                # What a buffer was given waits for no step of its own; the buffer bounds its age.
+                self.pending.difference_update(kept.group_id for kept in fact.kept or ())
             case facts.Step():
                 yield from self._step(fact)
             case facts.Forked() | facts.WarmStarted() | facts.Restored():

@@ -62,6 +62,15 @@ class Published(Record):
     """Time the publish took, in seconds."""
 
 
+class Validation(Record):
+    """A loss on supervised examples that are put aside."""
+
+    step: NonNegativeInt
+    """Supervised steps that were made before."""
+    loss: float
+    """Mean loss, in nats per token."""
+
+
 class WarmStarted(Record):
     """Supervised training before the first step; its weights are policy version 0."""
 
@@ -70,6 +79,10 @@ class WarmStarted(Record):
     """Number of supervised steps."""
     loss: float | None
     """Last loss, in nats per token."""
+    validations: tuple[Validation, ...] = ()
+    """In order; none where nothing is put aside."""
+    best_step: int | None = None
+    """Supervised steps after which the weights were taken; None where nothing is put aside: after the last."""
     weights_digest: str
     """Digest of the weights after it."""
     seconds: float

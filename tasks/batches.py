@@ -12,6 +12,7 @@ from storage.annotations import read_scores
 from storage.layout import RUN_SCORES
 from storage.parts import read_committed
 from storage.records import Commit, read_record
+from tasks.again import drawn_batch, drawn_weights, reuse_metrics
 from tasks.references import StepBatch
 from tasks.run import ActiveRun
 
@@ -37,13 +38,17 @@ def choose_batch(
     rewards = {group_id: list(of_group.values()) for group_id, of_group in episodes.items()}
     signals = rewards if advantages is None else _zero_and_given(episodes, advantages)
     given = None if advantages is None else dict(advantages)
+    run.settle()
     if step not in run.ledger.batches:
         left = [g for g in group_ids if run.ledger.groups[g].reason is None]
         flat = without_signal({group_id: signals[group_id] for group_id in left})
-        if not _log_choice(run, step, left, flat, given, may_be_short=may_be_short):
+        kept = tuple(group_id for group_id in left if group_id not in set(flat))
+        is_batch = may_be_short or len(kept) >= run.config.groups_per_step
+        _log_choice(run, step, kept, flat, given, rewards, is_batch=is_batch)
+        if not is_batch:
             return None
     kept = run.ledger.batches[step]
-    metrics = _reward_metrics(list(rewards.values()))
+    metrics = {**_reward_metrics(list(rewards.values())), **reuse_metrics(run.ledger, step)}
     if tokens_per_second:
         metrics["generate/tokens_per_second"] = tokens_per_second
     return StepBatch(
@@ -53,29 +58,37 @@ def choose_batch(
         metrics=metrics,
         advantages=given,
         score_set=score_set,
+        weights=drawn_weights(run.ledger, step),
     )
 
 
 def _log_choice(
     run: ActiveRun,
     step: int,
-    group_ids: Sequence[str],
+    kept: tuple[str, ...],
     flat: Sequence[str],
     advantages: dict[str, float] | None,
+    rewards: Mapping[str, Sequence[float]],
     *,
-    may_be_short: bool,
-) -> bool:
-    """Log that flat groups are dropped and the others the step's batch; whether they are, for too few may not be."""
-    kept = tuple(group_id for group_id in group_ids if group_id not in set(flat))
-    is_batch = may_be_short or len(kept) >= run.config.groups_per_step
+    is_batch: bool,
+) -> None:
+    """Log that flat groups are dropped and, if they are enough, that those kept make the step's batch.
+
+    With a buffer they go there, and the batch is what it gives.
+    """
     new: list[facts.Fact] = []
-    if is_batch:
-        new.append(facts.Batched(step=step, group_ids=kept, advantages=advantages))
-    if flat:
-        new.append(facts.Dropped(group_ids=tuple(flat), reason="no_signal", step=step))
-    if new:
-        run.append(*new)
-    return is_batch
+    try:
+        if is_batch and run.config.buffer.policy != "once":
+            new += drawn_batch(run, step, kept, rewards)
+        elif is_batch:
+            new.append(facts.Batched(step=step, group_ids=kept, advantages=advantages))
+        if flat:
+            new.append(facts.Dropped(group_ids=tuple(flat), reason="no_signal", step=step))
+        if new:
+            run.append(*new)
+    except BaseException:
+        run.buffer = None  # it may be ahead of the log, from which it is made again
+        raise
 
 
 def without_signal(signals: Mapping[str, Sequence[float]]) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
         group_ids=batch.group_ids,
         advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
         score_set=batch.score_set,
+        weights=batch.weights,
         is_collected=run.config.train_rounds,
     )
     reply: TrainReply = (

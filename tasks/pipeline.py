@@ -408,6 +408,8 @@ def admission_of(run: ActiveRun) -> Admission:
 def _unbatched(ledger: Ledger) -> Iterator[tuple[int, GroupState]]:
     """Ordinal and state of each group that no step has considered and that is not dropped."""
     batched = {group_id for groups in ledger.batches.values() for group_id in groups}
+    # A buffer was given some that were in no batch yet.
+    batched |= {kept.group_id for fact in ledger.buffered.values() for kept in fact.kept or ()}
     for group_id, group in ledger.groups.items():
         if group.draw is not None and not group.state.is_terminal() and group_id not in batched:
             yield group.draw.draw, group.state

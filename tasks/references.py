@@ -76,6 +76,8 @@ class StepBatch(Reference):
     """By episode id, 0 for the others, where they are not the algorithm's."""
     score_set: str = RUN_SCORES
     """Which scores of the episodes count."""
+    weights: tuple[float, ...] | None = None
+    """Of each group, the importance weight of how it was drawn, where the run has a buffer."""
 
 
 class Segment(Reference):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forge_core.actors.messages import CheckpointReply, LoadReply, PublishReply
+from forge_core.buffers.mixture import ReplayBuffer
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.mesh import Mesh
@@ -88,6 +89,8 @@ class ActiveRun:
     """Versions that are put and not yet forgotten, of which nobody will ask for any but the newest."""
     loads: dict[int, LoadReply] = field(default_factory=dict)
     """By replica, the weights that it loaded last."""
+    buffer: ReplayBuffer | None = None
+    """What may be trained on again, as it stands after the step that was batched last; None until it is asked for."""
     recovery: Recovery | None = None
     """What brings meshes back that fail."""
     turns: Turns | None = None

@@ -153,6 +153,8 @@ class TrainRequest:
     """By episode id, 0 for the others; None: those of the algorithm."""
     score_set: str = RUN_SCORES
     """Which scores of the episodes count."""
+    weights: tuple[float, ...] | None = None
+    """Of each group, what its advantages are multiplied by; None: 1."""
     is_collected: bool = False
     """Whether groups of other runs were sampled with this run's weights, so that they have an age."""
 
@@ -191,6 +193,10 @@ class WarmStartReply:
     """Optimizer steps."""
     loss: float | None
     """Mean loss of the last step, in nats per token; None without steps."""
+    validations: tuple[tuple[int, float], ...]
+    """Steps that were made by then, and the loss on what is put aside, in nats per token."""
+    best_step: int | None
+    """Step whose weights these are; None without validation, which takes the last."""
     weights_digest: str
     """Digest of the weights after it."""
     seconds: float

@@ -60,6 +60,11 @@ def load_batch(store: ObjectStore, request: TrainRequest, config: RunConfig) -> 
         return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
     rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
     advantages_NG, told = _advantages(request, groups, rewards_NG, config)
+    if request.weights is not None:
+        # The losses are linear in positive multiples of the advantage, so that this weighs a group's share of them.
+        advantages_NG = (
+            advantages_NG * torch.tensor(request.weights, dtype=advantages_NG.dtype)[:, None]
+        )
     sequences = [
         Sequence(
             token_ids=row["prompt_token_ids"] + row["response_token_ids"],
@@ -168,7 +173,19 @@ def _episode_metrics(
     rows = [row for group in groups for row in group]
     lengths = [len(row["response_token_ids"]) for row in rows]
     truncated = sum(row["finish_reason"] == "length" for row in rows)
+    ended = [len(row["response_token_ids"]) for row in rows if row["finish_reason"] != "length"]
+    terminated = (
+        {
+            "completions/mean_terminated_length": sum(ended) / len(ended),
+            "completions/min_terminated_length": float(min(ended)),
+            "completions/max_terminated_length": float(max(ended)),
+        }
+        if ended
+        else {}
+    )
     return {
+        "num_tokens": float(sum(lengths) + sum(len(row["prompt_token_ids"]) for row in rows)),
+        **terminated,
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),

@@ -7,8 +7,9 @@
     order of a step     with fresh groups in the batch     without
     1                   too old ones leave                 too old ones leave
     2                   sources are sampled                the step's groups are admitted
-    3                   the step's groups are admitted     sources are sampled
-    4                   uses are counted                   uses are counted
+    3                   uses are counted                   sources are sampled
+    4                   the step's groups are admitted,    uses are counted
+                        as used once
 
 A group is held as long as one source holds it. What a step does follows from the seed, the groups that were admitted
 and the uses before it; of a step that the log has, uses are as the log says (`recall`), so that the rounding of another
@@ -113,9 +114,10 @@ class ReplayBuffer:
             self._admit(fresh, left)
         picks = self._draw(step, fresh) if known is None else list(known)
         self._check(picks, fresh)
+        self._use([pick for pick in picks if pick.source != FRESH], left)
         if self._has_fresh:
             self._admit(fresh, left)
-        self._use(picks, left)
+            self._use([pick for pick in picks if pick.source == FRESH], left)
         if is_last:
             for group_id in tuple(self._held):
                 self._discard(group_id, Reason.END_OF_RUN, left)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from forge_core.config.algorithm import AlgorithmConfig, CorrectionConfig, LossName
 from forge_core.config.base import Device, Section
+from forge_core.config.buffer import BufferConfig, SourceConfig, check_buffer
 from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
 from forge_core.config.learning import OptimizerConfig, ParityConfig, WarmStartConfig
 from forge_core.config.lineage import CollectConfig, ReplayConfig
@@ -31,6 +32,7 @@ from forge_core.regime import Regime, check_bounds, with_defaults
 __all__ = [
     "HUB_PREFIX",
     "AlgorithmConfig",
+    "BufferConfig",
     "CheckpointConfig",
     "CollectConfig",
     "CorrectionConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "SamplingConfig",
     "Section",
     "ShutdownConfig",
+    "SourceConfig",
     "TimeoutsConfig",
     "TinyModelConfig",
     "TrainerConfig",
@@ -124,6 +127,8 @@ class RunConfig(Section):
     """The training mesh."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """What is learned from a batch."""
+    buffer: BufferConfig = BufferConfig()
+    """Groups that are trained on more than once."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer of post-training."""
     warm_start: WarmStartConfig = WarmStartConfig()
@@ -251,6 +256,26 @@ class RunConfig(Section):
                 f"memory_fraction {self.memory_fraction:g} is below generators.gpu_memory_fraction "
                 f"{self.generators.gpu_memory_fraction:g}, which an engine takes when it is awake: lower the latter"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_fitting_buffer(self) -> RunConfig:
+        if self.buffer.policy == "once":
+            return self
+        if self.replay is not None or self.train_rounds or self.collect is not None:
+            raise ValueError(
+                f"buffer.policy {self.buffer.policy!r} keeps what a run draws itself, and this one trains on or "
+                "collects for another run: set it to once"
+            )
+        try:
+            check_buffer(
+                self.buffer,
+                groups_per_step=self.groups_per_step,
+                max_policy_age=self.max_policy_age,
+                is_corrected=self.loss is not None or self.algorithm.correction.weights != "none",
+            )
+        except ValueError as error:
+            raise ValueError(f"buffer.{error}") from error
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from forge_core.config.base import Section
 
@@ -29,14 +31,41 @@ class OptimizerConfig(Section):
 
 
 class WarmStartConfig(Section):
-    """Supervised training on reference answers before reinforcement."""
+    """Supervised training before reinforcement, on the environment's reference answers or on data of yours."""
 
     steps: int = Field(0, ge=0)
-    """Optimizer steps; 0: none."""
+    """Optimizer steps, at most where there is `patience`; 0: none."""
     batch_size: int = Field(256, ge=1)
     """Answers per step."""
     learning_rate: float = Field(1e-3, ge=0.0)
     """Peak learning rate, linear warm-up over a tenth of the steps."""
+    data: str | None = None
+    """A JSONL, Parquet or Arrow file, or a folder of them such as a Hugging Face dataset, whose rows have `messages` or
+    `prompt` and `completion`; none: reference answers of training prompts."""
+    split: str = "train"
+    """Which files of a folder, where they are named after splits."""
+    max_tokens: int = Field(4096, ge=2)
+    """A row of `data` with more tokens is refused."""
+    validation_fraction: float = Field(0.0, ge=0.0, le=0.5)
+    """Share of `data` that is put aside by a hash of what is asked, to validate with."""
+    validate_every: int = Field(10, ge=1)
+    """Steps between validations. The weights of the best one become version 0."""
+    patience: int | None = Field(None, ge=1)
+    """Validations in a row without a lower loss after which training stops; none: it never stops early."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.data is not None and not self.steps:
+            raise ValueError(f"data {self.data!r} is trained on in steps, and steps is 0: set it")
+        if self.validation_fraction and self.data is None:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction:g} is a share of data, and there is none: set data"
+            )
+        if self.patience is not None and not self.validation_fraction:
+            raise ValueError(
+                f"patience {self.patience} waits for validations, and there are none: set validation_fraction"
+            )
+        return self
 
 
 class ParityConfig(Section):
