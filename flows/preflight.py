@@ -16,6 +16,7 @@ from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
+from forge_core.supervised.split import check_data
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -58,6 +59,7 @@ def check_config(config: RunConfig) -> ModelDirectory | None:
     environment = load_environment(config.environment, config.seed)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
+    check_data(config.warm_start)
     _check_context(config, model, [prompt.text for prompt in prompts])
     if (shape := model_shape(config, model)) is not None:
         _check_tensor_parallel(config, shape)
@@ -182,7 +184,11 @@ def _render_prompts(environment: Environment) -> list[Prompt]:
 
 def _check_answers(config: RunConfig, prompts: list[Prompt]) -> None:
     """Refuse a warm start on answers that the environment has not got."""
-    if config.warm_start.steps and not any(prompt.target for prompt in prompts):
+    if (
+        config.warm_start.steps
+        and config.warm_start.data is None
+        and not any(prompt.target for prompt in prompts)
+    ):
         raise ValueError(
             f"warm_start.steps {config.warm_start.steps} trains on reference answers, and "
             f"environment.name {config.environment.name!r} has none: set it to 0"

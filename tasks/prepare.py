@@ -104,8 +104,9 @@ async def _download(repository: str) -> str:
 @stage
 @in_turn("trainer")
 async def warm_start() -> None:
-    """Supervised training on reference answers; makes version 0. Idempotent: the trainer does it once.
+    """Supervised training on reference answers or data of the user's; makes version 0.
 
+    Idempotent: the trainer does it once.
     A run that broke off before its first checkpoint learns again; other weights than before are recorded as a fork.
     """
     await warm_start_trainer(current())
@@ -126,6 +127,10 @@ async def warm_start_trainer(run: ActiveRun) -> None:
         facts.WarmStarted(
             steps=reply.steps,
             loss=reply.loss,
+            validations=tuple(
+                facts.Validation(step=step, loss=loss) for step, loss in reply.validations
+            ),
+            best_step=reply.best_step,
             weights_digest=reply.weights_digest,
             seconds=reply.seconds,
         ),

@@ -34,6 +34,9 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
         if isinstance(fact, facts.Step):
             ages = {} if fact.age_max is None else {"age/max": float(fact.age_max)}
             self._write(fact.step, {**fact.metrics, **ages})
+        elif isinstance(fact, facts.WarmStarted):
+            for each in fact.validations:
+                self._write(each.step, {"warm_start/validation_loss": each.loss})
         elif isinstance(fact, facts.Evaluated):
             values = {"eval/sampled": fact.sampled, "eval/greedy": fact.greedy}
             self._write(fact.policy_version, values)

@@ -71,6 +71,7 @@ _SPECS = (
         names=("completions/mean_length", "completions/max_length", "completions/min_length"),
     ),
     _Spec(title="Truncated responses, share", names=("completions/clipped_ratio",)),
+    _Spec(title="Groups of a batch that were used before, share", names=("buffer/frac_reused",)),
     _Spec(title="KL of sampled to trained policy, nats per token", names=("sampling/kl",)),
     _Spec(title="Entropy, nats per token", names=("entropy",)),
     _Spec(

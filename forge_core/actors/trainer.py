@@ -42,6 +42,8 @@ from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.profiling import Profiler
 from forge_core.sharding import join_group, load_weights, reshard, shard_model, whole
+from forge_core.supervised.order import load_data
+from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
@@ -75,7 +77,7 @@ class Trainer(Actor):
         self._tokenizer: Any
         self._learner: Learner
         self._step = 0
-        self._warm_steps = 0
+        self._supervised: SupervisedTraining | None = None
         self._last_reply: TrainReply | None = None
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
@@ -146,31 +148,47 @@ class Trainer(Actor):
             return dataclasses.replace(self._warm_started, intervals=tuple(self._timeline.drain()))
         with self._timeline.during("warm_start"):
             started = time.monotonic()
-            environment = self._agreed(self._load_environment)
-            loss = None
-            # From where an attempt that failed stood: what was learned is not learned twice.
-            for step in range(self._warm_steps, self._config.warm_start.steps):
-                sequences = self._agreed(
-                    functools.partial(
-                        warm_start.sequences,
-                        environment,
-                        self._tokenizer,
-                        step,
-                        self._config.warm_start.batch_size,
-                    )
-                )
-                loss = self._learner.supervised_step(step, sequences)
-                self._warm_steps = step + 1
+            if self._supervised is None:
+                self._supervised = self._supervised_training()
+            supervised = self._supervised
+            supervised.run()
             self._learner.begin_post_training()
             digest = self._gather(policy_version=0).digest
         self._warm_started = WarmStartReply(
-            steps=self._config.warm_start.steps,
-            loss=loss,
+            steps=supervised.steps,
+            loss=supervised.loss,
+            validations=tuple(supervised.validations),
+            best_step=supervised.best_step,
             weights_digest=digest,
             seconds=time.monotonic() - started,
             intervals=tuple(self._timeline.drain()),
         )
         return self._warm_started
+
+    def _supervised_training(self) -> SupervisedTraining:
+        """On data of the user's, or on the environment's reference answers."""
+        config = self._config.warm_start
+        if config.steps and config.data is not None:
+            context = getattr(self._model.config, "max_position_embeddings", None)
+            data = self._agreed(
+                lambda: load_data(
+                    config, self._tokenizer, self._config.seed, context_length=context
+                )
+            )
+            return SupervisedTraining(
+                self._learner,
+                config,
+                lambda step: data.batch(step, config.batch_size),
+                data.validation,
+            )
+        environment = self._agreed(self._load_environment)
+
+        def of_environment(step: int) -> list[Sequence]:
+            return self._agreed(
+                lambda: warm_start.sequences(environment, self._tokenizer, step, config.batch_size)
+            )
+
+        return SupervisedTraining(self._learner, config, of_environment)
 
     @endpoint
     async def train(self, request: TrainRequest) -> TrainReply:
@@ -189,6 +207,7 @@ class Trainer(Actor):
         ):
             started = time.monotonic()
             batch = self._agreed(lambda: load_batch(self._store, request, self._config))
+            read_seconds = time.monotonic() - started
             outcome = self._learner.train_step(request.step, batch.sequences)
             if outcome.nonfinite is None:
                 self._gather(policy_version=request.step)
@@ -199,7 +218,11 @@ class Trainer(Actor):
             optimizer_updates=outcome.optimizer_updates,
             age_max=batch.age_max,
             age_mean=batch.age_mean,
-            metrics={**batch.metrics, **outcome.metrics},
+            metrics={
+                **batch.metrics,
+                **outcome.metrics,
+                "train/read_seconds": read_seconds,
+            },
             seconds=time.monotonic() - started,
             intervals=tuple(self._timeline.drain()),
             nonfinite=outcome.nonfinite,

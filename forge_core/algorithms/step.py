@@ -100,6 +100,21 @@ class Learner:
         self._update(total)
         return total
 
+    @torch.no_grad()
+    def supervised_loss(self, sequences: list[Sequence]) -> float:
+        """Mean loss of the masked tokens, in nats per token."""
+        total = 0.0
+        for batch in self._micro_batches(sequences):
+            scored = token_logprobs(self._model, batch, temperature=1.0)
+            total -= float(torch.where(batch.mask_BT, scored.logprobs_BT, 0.0).sum())
+        reshard(self._model)
+        (total,) = self._over_ranks([total])
+        return total / _count(sequences)
+
+    def keep(self) -> Rollback:
+        """What model and optimizer are now, to go back to."""
+        return Rollback(self._model, self._optimizer)
+
     def train_step(self, step: int, sequences: list[Sequence]) -> Outcome:
         """All epochs and minibatches of a step (from 1) on a batch.
 

@@ -324,9 +324,14 @@ def test_supervised_steps_learn_the_answers(build: Build, sequences: list[Sequen
         batch = collate(sequences, 0, CPU)
         logprobs = token_logprobs(model, batch, temperature=1.0).logprobs_BT
         first = -float(logprobs[batch.mask_BT].mean())
+    assert learner.supervised_loss(sequences) == pytest.approx(first, rel=1e-4)
+    kept = learner.keep()
     losses = [learner.supervised_step(step, sequences) for step in range(8)]
     assert losses[0] == pytest.approx(first, rel=1e-4)
     assert losses[-1] < losses[0] - 1.0
+    assert learner.supervised_loss(sequences) < losses[0] - 1.0
+    kept.undo()
+    assert learner.supervised_loss(sequences) == pytest.approx(first, rel=1e-4)
 
 
 def test_post_training_starts_with_a_fresh_optimizer(
@@ -456,6 +461,10 @@ def test_metrics_of_a_batch_are_those_of_its_episodes(tmp_path: Path) -> None:
     ]
     batch = load_batch(store, request(4, (commit(store, "a", rows),), 0), RunConfig())
     assert batch.metrics == {
+        "num_tokens": 8.0,
+        "completions/mean_terminated_length": 1.0,
+        "completions/min_terminated_length": 1.0,
+        "completions/max_terminated_length": 1.0,
         "completions/mean_length": 2.0,
         "completions/min_length": 1.0,
         "completions/max_length": 3.0,
