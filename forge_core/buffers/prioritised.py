@@ -71,8 +71,9 @@ class Prioritised(Fifo):
         for place in (*hidden, *(place for place, _ in chosen)):
             self._moved(place)
         weights = [(number * probability) ** -self.beta for _, probability in chosen]
+        largest = max(weights, default=1.0)
         return [
-            Drawn(group_id=self._items[place].group_id, weight=weight / max(weights))
+            Drawn(group_id=self._items[place].group_id, weight=weight / largest)
             for (place, _), weight in zip(chosen, weights, strict=True)
         ]
 
