@@ -36,9 +36,11 @@ def oldest_allowed(config: dict[str, Any], source: str) -> int | None:
 def source_of(ledger: Ledger, step: int, group_id: str) -> str | None:
     """Source that a group of a step was drawn from; None without a buffer."""
     fact = ledger.buffered.get(step)
-    if fact is None or fact.uses is None or group_id not in fact.group_ids:
+    if fact is None:
         return None
-    return dict(zip(fact.group_ids, fact.uses, strict=False))[group_id].source
+    # Of fewer uses than groups `buffer_problems` tells.
+    use = dict(zip(fact.group_ids, fact.uses or (), strict=False)).get(group_id)
+    return None if use is None else use.source
 
 
 def buffer_problems(config: dict[str, Any], ledger: Ledger) -> Iterator[Problem]:

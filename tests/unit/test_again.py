@@ -147,7 +147,7 @@ def test_a_mixture_reuses_groups_and_accounts_for_each(store: LocalStore) -> Non
 def test_a_buffer_without_fresh_groups_drops_what_it_never_drew(
     store: LocalStore, policy: str
 ) -> None:
-    buffer = {"policy": policy, "max_uses": 2, "capacity": SIZE}
+    buffer = {"policy": policy, "max_uses": 2, "capacity": SIZE + 3}
     run, batches = run_through(store, configure(buffer))
     run.active.append(facts.End(status="finished", reason=None))
     assert all(0 < len(batch.group_ids) <= SIZE for batch in batches)
