@@ -152,9 +152,9 @@ def _considered(source: Source, own: bool) -> Iterator[tuple[int, Sequence[str]]
     for step in sorted(ledger.batches.keys() | ledger.steps.keys()):
         batch = ledger.batches[step] if step in ledger.batches else ledger.steps[step].group_ids
         # Of what the run used again, its first use counts: how often a replay uses it is for its own config to say.
-        first = tuple(group_id for group_id in batch if group_id not in seen)
+        new = tuple(group_id for group_id in batch if group_id not in seen)
         seen.update(batch, ledger.dropped_in.get(step, ()))
-        yield step, first if own else ledger.considered(step) or first
+        yield step, new if own else ledger.considered(step) or new
     left = sorted(
         group_id
         for group_id, group in source.groups(ledger.groups)

@@ -149,5 +149,5 @@ def reuse_metrics(ledger: Ledger, step: int) -> dict[str, float]:
     return {
         "buffer/groups": float(len(fact.group_ids)),
         "buffer/frac_reused": sum(used) / len(used),
-        "buffer/weight_mean": float(np.mean(drawn_weights(ledger, step))),
+        "buffer/weight_mean": float(np.mean([use.weight for use in fact.uses or ()])),
     }
