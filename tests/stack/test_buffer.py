@@ -21,7 +21,7 @@ def _pairs(folder: Path) -> Path:
     draw = random.Random(0)
     path = folder / "pairs.jsonl"
     with path.open("w") as file:
-        for _ in range(400):
+        for _ in range(3000):
             digits, direction = draw.choices(range(10), k=4), draw.choice("ad")
             ordered = sorted(digits, reverse=direction == "d")
             row = {
@@ -42,10 +42,10 @@ def test_data_of_ones_own_and_then_a_mixture(start_run: Start, tmp_path: Path) -
             for each in (
                 "steps=4",
                 "groups_per_step=16",
-                "warm_start.steps=20",
+                "warm_start.steps=40",
+                "warm_start.validate_every=20",
                 f"warm_start.data={_pairs(tmp_path)}",
                 "warm_start.validation_fraction=0.1",
-                "warm_start.batch_size=128",
                 "evaluation.num_prompts=20",
                 "buffer.policy=hybrid",
                 "buffer.max_uses=2",
@@ -56,7 +56,7 @@ def test_data_of_ones_own_and_then_a_mixture(start_run: Start, tmp_path: Path) -
     assert finished.code == 0, finished.errors
     (warm,) = finished.facts("warm_started")
     losses = {each["step"]: each["loss"] for each in warm["validations"]}
-    assert list(losses) == [0, 10, 20]
+    assert list(losses) == [0, 20, 40]
     assert losses[warm["best_step"]] == min(losses.values()) < losses[0] - 1.0
     batches = finished.facts("batched")
     assert [len(batch["group_ids"]) for batch in batches] == [len(b["uses"]) for b in batches]
