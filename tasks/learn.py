@@ -101,6 +101,9 @@ def _give_up_batch(run: ActiveRun, batch: StepBatch, reply: TrainReply) -> None:
     told = f"step {batch.step}: {reply.nonfinite}; nothing was updated, and the batch is kept as {reply.batch_key}"
     if batch.step in run.ledger.steps:
         raise BoundExceeded(f"{told}; before, this step was trained with the same groups")
+    if batch.step in run.ledger.buffered:
+        # Other batches may have been drawn since from what this one left in the buffer.
+        raise BoundExceeded(f"{told}; with buffer.policy {run.config.buffer.policy!r} the run ends")
     groups = run.ledger.groups
     run.append(
         run.intervals("trainer", reply.intervals),
