@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psutil
 import pytest
 from served import Echo, FailsToStart
-from service_load import ENVIRONMENT, Way, echo, load
+from service_load import ENVIRONMENT, STACK, Way, echo, load
 
 from forge_core.placement.allocator import Allocator, DoesNotFit
 from forge_core.placement.hosts import Host
@@ -139,6 +141,16 @@ def test_under_load_failing_replicas_are_replaced_and_each_request_is_answered_o
         assert blow.found_seconds < (2.0 if blow.way == "kill" else 15.0), blow
         assert blow.start_seconds - blow.found_seconds < 2.0, blow
         assert blow.others_seconds < 5.0, blow
+
+
+def test_the_example_loses_no_answer() -> None:
+    example = STACK.parents[1] / "examples" / "own_service.py"
+    environment = {**os.environ, "PYTHONPATH": str(STACK.parents[1])}
+    done = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, timeout=SECONDS, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "300 answers, mean score 0.67" in done.stdout
 
 
 def test_an_endless_loop_that_lets_others_run_is_found_by_turns() -> None:
