@@ -23,6 +23,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                resident above the memory that is allowed, which is less than they would hold together
     mutants    of small changes to losses, estimators and admission at least 90 % make a test fail, and those that do
                not have a reason
+    controller  ten thousand steps of an async run whose processes are simulated: neither processor time per step nor
+               memory grows
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -43,6 +45,7 @@ from typing import Any
 
 from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
+from benchmarks.controller_proof import PROOFS as CONTROLLER_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.mutants import prove_mutants
 from benchmarks.record import write_record
@@ -324,6 +327,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **FAILURE_PROOFS,
     **SERVICE_PROOFS,
     **COLOCATED_PROOFS,
+    **CONTROLLER_PROOFS,
 }
 
 
