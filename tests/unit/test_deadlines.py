@@ -23,10 +23,11 @@ OTHERS = frozenset({
     ("storage/s3.py", "self.requests.call"),
     ("storage/s3_upload.py", "self.calls.call"),
     ("storage/s3_upload.py", "replace(self.calls, patience=patience).call"),
+    ("tasks/again.py", "run.buffer.choose"),
     ("tasks/segments.py", "line.choose"),
 })  # fmt: skip
 """Methods of the same names that are no endpoints: of a router, of requests to S3, which have deadlines of their own,
-and of the pipeline."""
+of a replay buffer, and of the pipeline."""
 
 
 class _Search(ast.NodeVisitor):
