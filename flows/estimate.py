@@ -17,7 +17,7 @@ from forge_core.placement.allocator import memory_by_mesh
 from forge_core.placement.hosts import this_machine
 from forge_core.placement.memory import GIB
 from forge_core.placement.plan import asks
-from forge_core.placement.roles import Role, roles_of
+from forge_core.placement.roles import Role, roles_here, roles_of
 from storage.objects import open_store
 
 _BYTES_PER_TOKEN = 40
@@ -67,7 +67,7 @@ def estimate(config: RunConfig, shape: ModelShape, store_uri: str) -> list[Need]
 
 
 def _host_memory(config: RunConfig, shape: ModelShape) -> Need:
-    wanted = asks(config, shape=shape)
+    wanted = asks(config, roles=roles_here(config), shape=shape)
     parts: dict[str, int] = {}
     for name, size in memory_by_mesh(list(wanted.values())).items():
         kind = "generators" if name.startswith("generator-") else name
@@ -155,9 +155,11 @@ def _num_checkpoints(config: RunConfig) -> int:
 
 
 def _gpu_bytes(config: RunConfig) -> int | None:
-    """Memory of the smallest GPU; None without any."""
+    """Memory of the smallest GPU; None without any, and for those of other hosts."""
     if config.gpu_memory_gib is not None:
         return int(config.gpu_memory_gib * GIB)
+    if config.hosts.are_elsewhere:
+        return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -29,7 +29,10 @@ def print_plan(plan: dict[str, Any]) -> None:
         )
     out.print(table)
     gpus = plan["gpus"]
-    out.print(f"GPUs    {gpus['needed']} needed, {gpus['present']} present", markup=False)
+    present = "" if gpus["present"] is None else f", {gpus['present']} present"
+    out.print(f"GPUs    {gpus['needed']} needed{present}", markup=False)
+    for host in plan["hosts"]:
+        out.print(f"Host    {host}", markup=False)
     out.print(f"Cores   {plan['cores']}", markup=False)
     for each in plan["placement"]:
         kind = "gpus" if each["gpus"] else "cores"

@@ -11,11 +11,13 @@ import time
 from typing import Any
 
 from flows.estimate import check_fits, estimate, model_shape
+from flows.hosts import check_hosts, describe_hosts
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
+from forge_core.placement.roles import roles_here
 from forge_core.supervised.split import check_data
 from forge_core.user_code import check_reference
 from storage import layout
@@ -79,11 +81,13 @@ def find_model(config: RunConfig) -> ModelDirectory | None:
 def check_machine(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> None:
     """Refuse what does not fit this machine. Raises ValueError."""
     _place(config, store_uri, model)
+    check_hosts(config.hosts)
 
 
 def _place(config: RunConfig, store_uri: str, model: ModelDirectory | None) -> Plan:
     shape = model_shape(config, model)
-    plan = make_plan(config, [this_machine()], shape=shape)
+    # What other hosts have is known once the run has attached to them.
+    plan = make_plan(config, [this_machine()], roles=roles_here(config), shape=shape)
     if shape is not None:
         check_fits(estimate(config, shape, store_uri))
     return plan
@@ -143,8 +147,9 @@ def dry_run_plan(
         "meshes": meshes,
         "gpus": {
             "needed": sum(ask.processes * ask.gpus for ask in asks(config).values()),
-            "present": len(visible_gpus()),
+            "present": None if config.hosts.are_elsewhere else len(visible_gpus()),
         },
+        "hosts": [] if not config.hosts.are_elsewhere else describe_hosts(config.hosts),
         "placement": [] if plan is None else _placed(plan),
         "unbound": None if plan is None else plan.unbound,
         "parameters": None if shape is None else shape.num_parameters,

@@ -8,7 +8,8 @@ controller (the flow's process)
  └─ weights                          TorchStore's volume
 ```
 
-Processes are children of the controller and die with it, also when it is killed. Every call has a deadline.
+Processes are children of the controller and die with it, also when it is killed; on other hosts they are children of
+the host's worker, and a killed controller is noticed within about a minute. Every call has a deadline.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_core.config import RunConfig
+from forge_core.config import HUB_PREFIX, HostsConfig, RunConfig
 from forge_core.mesh import Mesh
 from forge_core.placement.allocator import Grant, Slot
 from forge_core.placement.claims import claimed_plan
-from forge_core.placement.hosts import this_machine
-from forge_core.placement.roles import Role
+from forge_core.placement.machines import open_machines
+from forge_core.placement.roles import COMPUTING, Role
 from forge_core.process_environment import MONARCH_ENVIRONMENT, process_environment
 from forge_core.processes import Processes
+from storage.objects import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +56,17 @@ class Meshes:
     @property
     def trainer(self) -> Mesh:
         """All ranks of the trainer."""
-        return _opened("trainer", self.opened_trainer)
+        return _present("trainer", self.opened_trainer)
 
     @property
     def verifier(self) -> Mesh:
         """The verifier."""
-        return _opened("verifier", self.opened_verifier)
+        return _present("verifier", self.opened_verifier)
 
     @property
     def weights(self) -> Mesh:
         """The weight store."""
-        return _opened("weights", self.opened_weights)
+        return _present("weights", self.opened_weights)
 
     @property
     def store_name(self) -> str:
@@ -88,7 +90,7 @@ def weight_store_name(opening: int) -> str:
     return f"weights-{opening}"
 
 
-def _opened(name: str, mesh: Mesh | None) -> Mesh:
+def _present(name: str, mesh: Mesh | None) -> Mesh:
     if mesh is None:
         raise RuntimeError(f"this run has no {name}")
     return mesh
@@ -112,38 +114,65 @@ async def open_meshes(
 ) -> AsyncIterator[Meshes]:
     """Spawn the meshes of some roles and their actors; stop them within the config's grace on leaving, come what may.
 
-    `workdir` is a local folder for rendezvous files; who gave it removes it. The meshes' clocks begin at `started_at`
+    `workdir` is a local folder for rendezvous files; who gave it removes it. Raises DoesNotFit and HostsUnfit, with one
+    sentence for the user, and OSError if other hosts are not there in time. The meshes' clocks begin at `started_at`
     (Unix seconds), so that what precedes their first work counts as their startup. Monarch and torch are imported
     here, not with this module.
     """
     preload()
     import monarch.actor
 
-    from forge_core.weights import store as weight_store
-
     # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
     monarch.actor.unhandled_fault_hook = _log_fault
-    with claimed_plan(config, [this_machine()], roles=roles) as plan:
-        owned = Processes(plan, config.shutdown.grace_seconds, config.timeouts.startup_seconds)
-        meshes = _declare(owned, config, store_uri, workdir, roles)
+    # Whatever folder a process on another host works in.
+    store_uri = open_store(store_uri).uri
+    # Who only scores needs no others.
+    hosts = config.hosts if roles & COMPUTING else HostsConfig()
+    async with open_machines(hosts, _needed_paths(config, store_uri)) as machines:
+        with claimed_plan(config, machines.hosts, roles=roles) as plan:
+            owned = Processes(
+                plan,
+                config.shutdown.grace_seconds,
+                config.timeouts.startup_seconds,
+                machines.meshes,
+            )
+            meshes = _declare(owned, config, store_uri, machines.folder or workdir, roles)
+            async with _opened(meshes, owned, started_at):
+                yield meshes
+
+
+def _needed_paths(config: RunConfig, store_uri: str) -> list[str]:
+    """What processes on other hosts read by its path, as they do."""
+    model = config.model.path
+    named = [model] if model is not None and not model.startswith(HUB_PREFIX) else []
+    sources = [reference.rpartition(":")[0] for reference in config.user_code().values()]
+    named += [source for source in sources if source.endswith(".py")]
+    folder = open_store(store_uri).local_path("runs/")
+    return [os.path.expanduser(path) for path in named] + ([] if folder is None else [str(folder)])
+
+
+@asynccontextmanager
+async def _opened(meshes: Meshes, owned: Processes, started_at: float) -> AsyncIterator[None]:
+    """Meshes that are declared, opened all at the same time."""
+    from forge_core.weights import store as weight_store
+
+    try:
+        await asyncio.gather(*(mesh.open(started_at) for mesh in meshes.watched))
+        yield
+    finally:
         try:
-            # All at the same time.
-            await asyncio.gather(*(mesh.open(started_at) for mesh in meshes.watched))
-            yield meshes
+            if meshes.opened_weights is not None and meshes.weights.openings:
+                await weight_store.forget(
+                    meshes.store_name, timeout_seconds=_FORGET_TIMEOUT_SECONDS
+                )
         finally:
-            try:
-                if meshes.opened_weights is not None and meshes.weights.openings:
-                    await weight_store.forget(
-                        meshes.store_name, timeout_seconds=_FORGET_TIMEOUT_SECONDS
-                    )
-            finally:
-                await owned.stop()
+            await owned.stop()
 
 
 def _declare(
-    owned: Processes, config: RunConfig, store_uri: str, workdir: Path, roles: frozenset[Role]
+    owned: Processes, config: RunConfig, store_uri: str, folder: Path, roles: frozenset[Role]
 ) -> Meshes:
-    """The meshes of some roles, none of them open yet."""
+    """The meshes of some roles, none of them open yet; `folder` is there on the host of each."""
     from forge_core.actors.generator import Generator
     from forge_core.actors.trainer import Trainer
     from forge_core.actors.verifier import Verifier
@@ -158,7 +187,7 @@ def _declare(
                 name, functools.partial(_generator, config, owned.grant(name))
             )
             # Its name is also that of memory which all engines of the machine see.
-            rendezvous = str(workdir / f"{name}-{secrets.token_hex(8)}")
+            rendezvous = str(folder / f"{name}-{secrets.token_hex(8)}")
             return processes.spawn(name, Generator, replica, *base, rendezvous, started_at)
 
         return Mesh(name, "generators", owned, spawn)
@@ -168,7 +197,7 @@ def _declare(
             "trainer", functools.partial(_process, config.trainer.threads)
         )
         # A group that has lost a rank cannot be joined again.
-        rendezvous = str(workdir / f"trainer-rendezvous-{trainer.openings}")
+        rendezvous = str(folder / f"trainer-rendezvous-{trainer.openings}")
         return processes.spawn("trainer", Trainer, *base, rendezvous, started_at)
 
     async def spawn_verifier(started_at: float) -> Any:

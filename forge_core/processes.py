@@ -7,12 +7,13 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from forge_core.placement.allocator import Grant, Slot
 from forge_core.placement.plan import Plan
+from forge_core.process_environment import MONARCH_ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,12 @@ class ProcessMesh:
         from forge_core.services.evidence import this_machine
 
         command = default_bootstrap_cmd()
+        # Those of this machine inherit it.
+        inherited = {} if host is None else MONARCH_ENVIRONMENT
 
         def bootstrap(point: Any) -> Any:
-            return command.with_env({**environment(slots[point["procs"]]), MESH_VARIABLE: name})
+            own = environment(slots[point["procs"]])
+            return command.with_env({**inherited, **own, MESH_VARIABLE: name})
 
         mesh = (this_host() if host is None else host).spawn_procs(
             per_host={"procs": len(slots)},
@@ -126,8 +130,16 @@ async def _stop_mesh(mesh: Any, reason: str) -> None:
 class Processes:
     """The process meshes of one run: started one by one where its plan says, stopped all at once."""
 
-    def __init__(self, plan: Plan, grace_seconds: float, startup_seconds: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        grace_seconds: float,
+        startup_seconds: float,
+        hosts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`hosts` has the Monarch mesh of each host but this machine, by name."""
         self._plan = plan
+        self._hosts = hosts or {}
         self._grace_seconds = grace_seconds
         self._startup_seconds = startup_seconds
         self._meshes: dict[str, ProcessMesh] = {}
@@ -138,9 +150,13 @@ class Processes:
 
     async def start(self, name: str, environment: Environment) -> Any:
         """Spawn a mesh and wait until each of its processes has told its pid; its Monarch handle."""
-        slots = self.grant(name).slots
+        grant = self.grant(name)
         mesh = await ProcessMesh.spawn(
-            name, slots, environment, startup_seconds=self._startup_seconds
+            name,
+            grant.slots,
+            environment,
+            startup_seconds=self._startup_seconds,
+            host=self._hosts.get(grant.host),
         )
         self._meshes[name] = mesh
         return mesh.mesh

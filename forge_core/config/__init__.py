@@ -14,6 +14,7 @@ from forge_core.config.algorithm import AlgorithmConfig, CorrectionConfig, LossN
 from forge_core.config.base import Device, Section
 from forge_core.config.buffer import BufferConfig, SourceConfig, check_buffer
 from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
+from forge_core.config.hosts import HostsConfig, KubernetesConfig, SlurmConfig
 from forge_core.config.learning import OptimizerConfig, ParityConfig, WarmStartConfig
 from forge_core.config.lineage import CollectConfig, ReplayConfig
 from forge_core.config.machinery import (
@@ -41,6 +42,8 @@ __all__ = [
     "EvaluationConfig",
     "FaultsConfig",
     "GeneratorsConfig",
+    "HostsConfig",
+    "KubernetesConfig",
     "LossName",
     "ModelConfig",
     "ModelShape",
@@ -53,6 +56,7 @@ __all__ = [
     "SamplingConfig",
     "Section",
     "ShutdownConfig",
+    "SlurmConfig",
     "SourceConfig",
     "TimeoutsConfig",
     "TinyModelConfig",
@@ -125,6 +129,8 @@ class RunConfig(Section):
     """The generating mesh."""
     trainer: TrainerConfig = TrainerConfig()
     """The training mesh."""
+    hosts: HostsConfig = HostsConfig()
+    """Machines."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """What is learned from a batch."""
     buffer: BufferConfig = BufferConfig()
@@ -250,6 +256,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"placement 'colocated' shares devices, and generators.device {devices[0]!r} and trainer.device "
                 f"{devices[1]!r} differ: set both alike, or placement to apart"
+            )
+        if self.hosts.count > 1:
+            raise ValueError(
+                f"placement 'colocated' shares the devices of one machine, and hosts gives {self.hosts.count}: take "
+                "one, or set placement to apart"
             )
         if devices[0] == "cuda" and self.generators.gpu_memory_fraction > self.memory_fraction:
             raise ValueError(

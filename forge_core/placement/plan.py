@@ -53,13 +53,17 @@ def make_plan(
     roles: frozenset[Role] | None = None,
     shape: ModelShape | None = None,
 ) -> Plan:
-    """Place the meshes of some roles, unless given those that the run has.
+    """Place the meshes of some roles, unless given those that the run has; what computes lies on other hosts than this
+    machine, if there are any.
 
     Raises DoesNotFit, a ValueError with one sentence for the user.
     Without a shape nothing is known of memory, and none is counted. Where cores are too few, `core_binding` decides
     between refusing and binding no process at all.
     """
     wanted = asks(config, roles=roles, shape=shape)
+    if others := tuple(host.name for host in hosts if host.name != THIS_MACHINE):
+        # Those that stay here have said so.
+        wanted = {name: replace(ask, hosts=ask.hosts or others) for name, ask in wanted.items()}
     allocator, unbound = Allocator(hosts), None
     try:
         allocator.take_all(list(wanted.values()))

@@ -9,6 +9,9 @@ from forge_core.config import RunConfig
 Role = Literal["generators", "trainer", "verifier", "weights"]
 """What meshes are for."""
 
+COMPUTING: frozenset[Role] = frozenset({"generators", "trainer"})
+"""Those that may lie on other hosts."""
+
 _ALL: frozenset[Role] = frozenset({"generators", "trainer", "verifier", "weights"})
 _TRAINS_ONLY: frozenset[Role] = frozenset({"trainer"})
 
@@ -16,6 +19,11 @@ _TRAINS_ONLY: frozenset[Role] = frozenset({"trainer"})
 def roles_of(config: RunConfig) -> frozenset[Role]:
     """Roles of the meshes that a run of a config opens: a trainer alone where all episodes are stored already."""
     return _TRAINS_ONLY if config.replay is not None or config.train_rounds else _ALL
+
+
+def roles_here(config: RunConfig) -> frozenset[Role]:
+    """Roles of the meshes that lie on the machine of the controller, whatever `hosts` says."""
+    return roles_of(config) - COMPUTING if config.hosts.are_elsewhere else roles_of(config)
 
 
 def mesh_names(config: RunConfig) -> tuple[str, ...]:
