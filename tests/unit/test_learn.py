@@ -224,6 +224,15 @@ def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
         assert run.ledger.dropped["nonfinite"] == most
 
 
+def test_with_a_buffer_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    with holding(tmp_path, {"train": NONFINITE}) as run:
+        batch = _admit(run, 1, range(2))
+        run.append(facts.Batched(step=1, group_ids=batch.group_ids, uses=(), kept=()))
+        with pytest.raises(BoundExceeded, match=r"kept as k; with buffer\.policy 'once' the run"):
+            bare(train)((batch,))
+        assert run.ledger.batches[1] == batch.group_ids and not run.ledger.dropped
+
+
 def test_a_step_that_was_finite_before_is_not_given_up(tmp_path: Path) -> None:
     with holding(tmp_path, {"train": TRAINED}) as run:
         batch = _admit(run, 1, range(2))
