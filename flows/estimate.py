@@ -61,6 +61,7 @@ def estimate(config: RunConfig, shape: ModelShape, store_uri: str) -> list[Need]
         needs.append(_generator_gpu(config, shape))
     if config.trainer.device == "cuda":
         needs.append(_trainer_gpu(config, shape))
+        needs += _gpus_beside_the_trainer(config, shape, roles)
     needs.append(_host_memory(config, shape))
     needs.append(_disk(config, shape, roles, store_uri))
     return needs
@@ -105,6 +106,26 @@ def _trainer_gpu(config: RunConfig, shape: ModelShape) -> Need:
     )
 
 
+def _gpus_beside_the_trainer(
+    config: RunConfig, shape: ModelShape, roles: frozenset[Role]
+) -> list[Need]:
+    found: dict[Role, dict[str, int]] = {
+        "reference": memory.reference_parts(config, shape),
+        "critic": memory.critic_parts(config, shape),
+    }
+    return [
+        Need(
+            name=f"GPU of the {role}",
+            bytes=sum(parts.values()),
+            available=_gpu_bytes(config),
+            parts=parts,
+            mend="lower trainer.micro_batch_tokens or take larger GPUs",
+        )
+        for role, parts in found.items()
+        if role in roles
+    ]
+
+
 def _disk(config: RunConfig, shape: ModelShape, roles: frozenset[Role], store_uri: str) -> Need:
     parts = _disk_parts(config, shape, roles)
     return Need(
@@ -133,7 +154,8 @@ def _disk_parts(config: RunConfig, shape: ModelShape, roles: frozenset[Role]) ->
         steps = config.collect.last_step - config.collect.first_step + 1
     else:
         number = _num_checkpoints(config)
-        parts[f"{number} checkpoints or more"] = number * 12 * shape.num_parameters
+        models = 2 if "critic" in roles else 1
+        parts[f"{number} checkpoints or more"] = models * number * 12 * shape.num_parameters
     if "generators" in roles:
         episodes = steps * config.groups_per_step * config.group_size
         parts["episodes"] = episodes * (config.sampling.max_tokens + 256) * _BYTES_PER_TOKEN

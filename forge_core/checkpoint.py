@@ -172,6 +172,25 @@ def read_optimizer(
     return _read_tensors(store, [f for f in files if f.key.startswith(f"{key}{TRAINER_FOLDER}")])
 
 
+def write_tensors(store: ObjectStore, folder: str, tensors: Tensors) -> tuple[FileRef, ...]:
+    """Store tensors in files of a bounded size, whose names end with their digests so that attempts cannot collide."""
+    files = []
+    for name, make in _shards("", tensors, _split(tensors, "state{suffix}.safetensors")):
+        data = make()
+        digest = hashlib.sha256(data).hexdigest()
+        key = f"{folder}{name.removesuffix('.safetensors')}-{digest[:12]}.safetensors"
+        store.put_if_absent(key, data)
+        files.append(FileRef(key=key, sha256=digest, bytes=len(data)))
+    return tuple(files)
+
+
+def read_tensors(
+    store: ObjectStore, files: tuple[FileRef, ...]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """What `write_tensors` stored, file by file. Raises as `read_weights` does."""
+    return _read_tensors(store, list(files))
+
+
 def _read_tensors(store: ObjectStore, files: list[FileRef]) -> Iterator[dict[str, torch.Tensor]]:
     for file in files:
         if file.key.endswith(".safetensors"):

@@ -4,6 +4,7 @@
 controller (the flow's process)
  ├─ generator-0 … generator-(R-1)   one vLLM engine each, on one process or several
  ├─ trainer                          one process per FSDP2 rank
+ ├─ reference, critic                one process each, where they are asked for
  ├─ verifier                         one process
  └─ weights                          TorchStore's volume
 ```
@@ -23,7 +24,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from forge_core.config import HUB_PREFIX, HostsConfig, RunConfig
 from forge_core.mesh import Mesh
@@ -52,6 +53,10 @@ class Meshes:
     """The verifier, if there is one."""
     opened_weights: Mesh | None = None
     """The weight store, if there is one."""
+    opened_reference: Mesh | None = None
+    """The reference policy, if there is one."""
+    opened_critic: Mesh | None = None
+    """The critic, if there is one."""
 
     @property
     def trainer(self) -> Mesh:
@@ -62,6 +67,16 @@ class Meshes:
     def verifier(self) -> Mesh:
         """The verifier."""
         return _present("verifier", self.opened_verifier)
+
+    @property
+    def reference(self) -> Mesh:
+        """The reference policy."""
+        return _present("reference", self.opened_reference)
+
+    @property
+    def critic(self) -> Mesh:
+        """The critic."""
+        return _present("critic", self.opened_critic)
 
     @property
     def weights(self) -> Mesh:
@@ -76,7 +91,12 @@ class Meshes:
     @property
     def all(self) -> tuple[Mesh, ...]:
         """Every mesh that logs intervals."""
-        others = (self.opened_trainer, self.opened_verifier)
+        others = (
+            self.opened_trainer,
+            self.opened_reference,
+            self.opened_critic,
+            self.opened_verifier,
+        )
         return (*self.generators, *(mesh for mesh in others if mesh is not None))
 
     @property
@@ -99,7 +119,9 @@ def _present(name: str, mesh: Mesh | None) -> Mesh:
 def preload() -> None:
     """Import what `open_meshes` needs, which takes seconds, in which a running event loop would hear no signal."""
     os.environ.update(MONARCH_ENVIRONMENT)
+    import forge_core.actors.critic
     import forge_core.actors.generator
+    import forge_core.actors.reference
     import forge_core.actors.trainer
     import forge_core.actors.verifier  # noqa: F401
 
@@ -173,7 +195,9 @@ def _declare(
     owned: Processes, config: RunConfig, store_uri: str, folder: Path, roles: frozenset[Role]
 ) -> Meshes:
     """The meshes of some roles, none of them open yet; `folder` is there on the host of each."""
+    from forge_core.actors.critic import Critic
     from forge_core.actors.generator import Generator
+    from forge_core.actors.reference import Reference
     from forge_core.actors.trainer import Trainer
     from forge_core.actors.verifier import Verifier
 
@@ -200,6 +224,14 @@ def _declare(
         rendezvous = str(folder / f"trainer-rendezvous-{trainer.openings}")
         return processes.spawn("trainer", Trainer, *base, rendezvous, started_at)
 
+    def beside_the_trainer(name: Literal["reference", "critic"], actor: Any) -> Mesh | None:
+        async def spawn(started_at: float) -> Any:
+            environment = functools.partial(_process, config.trainer.threads)
+            processes = await owned.start(name, environment)
+            return processes.spawn(name, actor, *base, started_at)
+
+        return Mesh(name, name, owned, spawn) if name in roles else None
+
     async def spawn_verifier(started_at: float) -> Any:
         processes = await owned.start("verifier", _light)
         return processes.spawn("verifier", Verifier, *base, started_at)
@@ -217,6 +249,8 @@ def _declare(
         if "verifier" in roles
         else None,
         opened_weights=weights if "weights" in roles else None,
+        opened_reference=beside_the_trainer("reference", Reference),
+        opened_critic=beside_the_trainer("critic", Critic),
     )
 
 

@@ -22,7 +22,7 @@ from storage.process_facts import Sealed as Sealed
 from storage.process_facts import Source as Source
 from storage.process_facts import Started as Started
 from storage.process_facts import Status as Status
-from storage.records import PartRef, Record
+from storage.records import FileRef, PartRef, Record
 from storage.weight_facts import Checkpoint as Checkpoint
 from storage.weight_facts import Evaluated as Evaluated
 from storage.weight_facts import Forked as Forked
@@ -200,6 +200,20 @@ class Released(Record):
     """One of unwanted, evicted, passed_over, stale, used_up, end_of_run, or another word."""
 
 
+class Estimated(Record):
+    """What a model beside the trainer says of each token of a step's batch, before the step."""
+
+    kind: Literal["estimated"] = "estimated"
+    step: PositiveInt
+    """Step that trains with it."""
+    what: Literal["reference_logprobs", "values"]
+    """Logprobs under the reference policy, or a critic's values."""
+    weights_step: NonNegativeInt
+    """Step after which the reference's weights were the policy's, or that the critic had learned up to."""
+    file: FileRef
+    """The figures, of all response tokens in the order of the batch."""
+
+
 class Step(Record):
     """A completed step: one batch with all its epochs and minibatches.
 
@@ -242,6 +256,7 @@ Fact = (
     | Dropped
     | Batched
     | Released
+    | Estimated
     | Step
     | Diverged
     | Published

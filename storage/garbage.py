@@ -29,6 +29,7 @@ Kind = Literal[
     "compacted parts",
     "generated parts",
     "checkpoint files",
+    "estimates",
     "source files",
     "uncounted scores",
     "files of deleted runs",
@@ -160,6 +161,7 @@ def _beside(
         "generated/": "generated parts",
         "evaluations/": "generated parts",
         "checkpoints/": "checkpoint files",
+        "estimates/": "estimates",
         "source/": "source files",
     }
     for name, kind in kinds.items():

@@ -65,6 +65,11 @@ def nonfinite_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}nonfinite/"
 
 
+def estimates_folder(run_id: str) -> str:
+    """Where reference logprobs and values of batches lie."""
+    return f"{run_folder(run_id)}estimates/"
+
+
 def incarnations_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}incarnations/"
 

@@ -51,6 +51,8 @@ class Ledger:
     """Checkpoints that incarnations went on from, in order."""
     nonfinite: Counter[int] = field(default_factory=Counter)
     """How often a batch was given up for a loss or gradient that was not finite, by step."""
+    estimates: dict[int, dict[str, facts.Estimated]] = field(default_factory=dict)
+    """What reference and critic said of the batches of steps, by what it is."""
     nonfinite_in_a_row: int = 0
     """Such batches since a step was completed."""
     spare: dict[int, list[facts.Admitted]] = field(default_factory=dict)
@@ -213,6 +215,8 @@ class Ledger:
                 self._drop(fact)
                 if fact.reason == "nonfinite" and fact.step is not None:
                     self._give_up_batch(fact.step)
+            case facts.Estimated():
+                self._estimate(fact)
             case facts.Batched():
                 self._batch(fact)
             case facts.Released():
@@ -275,12 +279,24 @@ class Ledger:
         for group_id in fact.group_ids:
             self.groups.drop(group_id, fact)
 
+    def _estimate(self, fact: facts.Estimated) -> None:
+        name = f"step {fact.step}"
+        if fact.step not in self.batches:
+            self._object("estimated", name, f"{fact.what} were told of {name}, which had no batch")
+        elif fact.what in self.estimates.get(fact.step, {}):
+            self._object("estimated", name, f"{fact.what} were told twice of the batch of {name}")
+        if fact.weights_step >= fact.step:
+            sentence = f"{fact.what} of {name} are of weights of step {fact.weights_step}"
+            self._object("estimated", name, sentence)
+        self.estimates.setdefault(fact.step, {})[fact.what] = fact
+
     def _give_up_batch(self, step: int) -> None:
         if step not in self.batches or step <= self.current_step:
             sentence = f"the batch of step {step} was given up as nonfinite, and there was none to train on"
             self._object("nonfinite", f"step {step}", sentence)
         self.batches.pop(step, None)
         self.advantages.pop(step, None)
+        self.estimates.pop(step, None)
         self.nonfinite[step] += 1
         self.nonfinite_in_a_row += 1
 

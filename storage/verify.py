@@ -5,6 +5,7 @@
     verify_lineage       what other runs say     verify_evaluations   means and held-out prompts
     verify_checkpoints   files and weights       verify_weights       the digest of weights
     verify_rounds        collected apart         verify_buffer        trained on again
+    verify_estimates     what reference and critic said
 
 Every number that anyone might quote is recomputed: from the episodes where they tell it, from the
 log otherwise. Commit records, facts about parts and run.json are held against that and never
@@ -29,6 +30,7 @@ from storage.runs import read_config
 from storage.summary import summarize
 from storage.verify_buffer import buffer_problems, most_uses
 from storage.verify_checkpoints import checkpoint_problems
+from storage.verify_estimates import estimate_problems
 from storage.verify_files import file_problems
 from storage.verify_lineage import is_replay_whole, lineage_problems, replay_of
 from storage.verify_log import log_problems
@@ -95,6 +97,7 @@ def verify(store: ObjectStore, run_id: str) -> Report:
     report.problems.extend(_group_problems(run_id, config, ledger))
     report.problems.extend(buffer_problems(config, ledger))
     report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
+    report.problems.extend(estimate_problems(store, config, ledger, report.counted))
     is_collecting = config.get("collect") is not None
     report.problems.extend(
         checkpoint_problems(store, run_id, ledger, report.counted, is_collecting=is_collecting)

@@ -69,6 +69,11 @@ class _Audit:
             except (ValueError, ObjectNotFound) as error:
                 yield Problem("checkpoint", file.key, str(error))
                 digest = None
+        for file in fact.critic:
+            try:
+                self.counted["bytes"] += len(read_file(self.store, file))
+            except (ValueError, ObjectNotFound) as error:
+                yield Problem("checkpoint", file.key, str(error))
         if manifest is not None:
             yield from self._manifest(fact, manifest)
         if digest is not None and (found := digest.hexdigest()) != fact.weights_digest:

@@ -158,12 +158,19 @@ class Groups:
         if group_id not in self.rewards:
             return None
         advantages = self.ledger.advantages.get(step) if step is not None else None
+        if advantages is None and self._has_critic:
+            return True
         if advantages is None:
             # Exact: a spread of rounding errors is none, and a small true one is.
             return len(set(self.rewards[group_id])) > 1
         episodes = self.ledger.groups[group_id].num_episodes
         ids = (layout.episode_id(group_id, sample) for sample in range(episodes))
         return any(advantages.get(episode_id, 0.0) for episode_id in ids)
+
+    @property
+    def _has_critic(self) -> bool:
+        """Whether a critic finds something to learn in every group."""
+        return dict(self.config.get("algorithm") or {}).get("loss") == "ppo"
 
     def _dropped(self, group_id: str, group: Group) -> Iterator[Problem]:
         if group.commit is None:

@@ -122,6 +122,8 @@ class Checkpoint(Record):
     """Digest of the weights."""
     files: tuple[FileRef, ...]
     """Everything in the folder."""
+    critic: tuple[FileRef, ...] = ()
+    """The critic's state after the same step, beside it, where there is a critic."""
 
 
 class Pruned(Record):

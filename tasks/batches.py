@@ -38,10 +38,16 @@ def choose_batch(
     rewards = {group_id: list(of_group.values()) for group_id, of_group in episodes.items()}
     signals = rewards if advantages is None else _zero_and_given(episodes, advantages)
     given = None if advantages is None else dict(advantages)
+    if advantages is not None and run.config.algorithm.loss == "ppo":
+        raise ValueError(
+            "algorithm.loss 'ppo' has its critic's advantages, and this loop gives its own: choose another loss"
+        )
     run.settle()
     if step not in run.ledger.batches:
         left = [g for g in group_ids if run.ledger.groups[g].reason is None]
         flat = without_signal({group_id: signals[group_id] for group_id in left})
+        if run.config.algorithm.loss == "ppo":
+            flat = ()  # A critic finds one in every group.
         kept = tuple(group_id for group_id in left if group_id not in set(flat))
         is_batch = may_be_short or len(kept) >= run.config.groups_per_step
         _log_choice(run, step, kept, flat, given, rewards, is_batch=is_batch)

@@ -15,8 +15,10 @@ import time
 
 from forge_core.actors.messages import CheckpointReply, CheckpointRequest
 from storage import facts, layout
+from storage.estimates import reference_step
 from storage.ledger import Ledger
 from storage.rounds import relied_on
+from tasks.critic import keep_critic
 from tasks.run import ActiveRun, current
 from tasks.stage import TRANSIENT, stage
 from tasks.turns import in_turn
@@ -51,7 +53,11 @@ async def checkpoint(step: int) -> None:
 @in_turn("trainer")
 async def last_checkpoint(step: int) -> None:
     """The checkpoint that a run ends with. Idempotent by step."""
-    run = current()
+    await keep(current(), step)
+
+
+async def keep(run: ActiveRun, step: int) -> None:
+    """Have the checkpoint of the step that the trainer stands at in the log. Idempotent by step."""
     await settle_checkpoint(run, wait=True)
     if step not in run.ledger.checkpoints or step in run.ledger.pruned:
         await _begin(run, step)
@@ -62,10 +68,11 @@ async def _begin(run: ActiveRun, step: int) -> None:
     request = CheckpointRequest(
         run_id=run.run_id, step=step, key=layout.checkpoint_folder(run.run_id, step)
     )
+    critic = await keep_critic(run, request)
     answers: list[CheckpointReply] = await run.meshes.trainer.call(
         "begin_checkpoint", request, timeout_seconds=run.config.timeouts.stage_seconds
     )
-    run.writing = answers[0]
+    run.writing, run.writing_critic = answers[0], critic
     run.kept_step, run.kept_at = step, time.monotonic()
     run.append(run.intervals("trainer", answers[0].intervals))
 
@@ -106,6 +113,7 @@ async def settle_checkpoint(run: ActiveRun, *, wait: bool) -> None:
                 key=reply.key,
                 weights_digest=reply.weights_digest,
                 files=reply.files,
+                critic=run.writing_critic,
             ),
             run.intervals("trainer", reply.intervals),
         )
@@ -135,7 +143,8 @@ async def prune(run: ActiveRun) -> None:
         return
     run.append(facts.Pruned(steps=steps))
     for step in steps:
-        for file in run.ledger.checkpoints[step].files:
+        kept = run.ledger.checkpoints[step]
+        for file in (*kept.files, *kept.critic):
             try:
                 await asyncio.to_thread(run.store.delete, file.key)
             except OSError as error:
@@ -143,12 +152,19 @@ async def prune(run: ActiveRun) -> None:
 
 
 def superfluous(run: ActiveRun) -> tuple[int, ...]:
-    """Steps whose checkpoints are neither the first, nor the last, nor kept by the config."""
+    """Steps whose checkpoints are neither the first, nor the last, nor the reference's, nor kept by the config."""
     config, ledger = run.config.checkpoint, run.ledger
     if config.keep_last == 0:
         return ()
     standing = sorted(ledger.checkpoints.keys() - ledger.pruned)
     kept = {ledger.base_step, *standing[-config.keep_last :]}
+    kept.add(
+        reference_step(
+            ledger.current_step + 1,
+            base_step=ledger.base_step,
+            refresh_steps=run.config.algorithm.kl.refresh_steps,
+        )
+    )
     if config.keep_every:
         kept |= {step for step in standing if step % config.keep_every == 0}
     if config.keep_best and (best := best_checkpoint(ledger, standing)) is not None:

@@ -139,6 +139,11 @@ async def batch(scored: Scored, advantages: dict[str, float]) -> StepBatch:
 
 def known_batches(run: ActiveRun) -> tuple[StepBatch, ...]:
     """The batches of the steps that the log has completed and the trainer has before it again, in order."""
+    return logged_batches(run, range(run.ledger.current_step + 1, run.ledger.last_step + 1))
+
+
+def logged_batches(run: ActiveRun, steps: range) -> tuple[StepBatch, ...]:
+    """The batches of steps that the log has completed, in order."""
     ledger = run.ledger
     known = (
         choose_batch(
@@ -148,7 +153,7 @@ def known_batches(run: ActiveRun) -> tuple[StepBatch, ...]:
             tokens_per_second=ledger.steps[step].metrics.get("generate/tokens_per_second", 0.0),
             advantages=ledger.advantages.get(step),
         )
-        for step in range(ledger.current_step + 1, ledger.last_step + 1)
+        for step in steps
     )
     return tuple(batch for batch in known if batch is not None)
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from forge_core.actors.messages import (
+    CriticReply,
     LoadReply,
     PublishReply,
     TrainReply,
@@ -16,6 +17,8 @@ from forge_core.actors.messages import (
 from storage import facts
 from tasks.calls import Overtaken, load_on_all
 from tasks.checkpoints import settle_checkpoint
+from tasks.critic import teach_critic, unteach_critic
+from tasks.estimates import with_estimates
 from tasks.references import StepBatch
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
@@ -50,26 +53,25 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
     """
     if run.ledger.nonfinite[batch.step] and run.ledger.batches.get(batch.step) != batch.group_ids:
         return False  # given up by an attempt before
-    request = TrainRequest(
-        run_id=run.run_id,
-        step=batch.step,
-        commits=batch.commits,
-        group_ids=batch.group_ids,
-        advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
-        score_set=batch.score_set,
-        weights=batch.weights,
-        is_collected=run.config.train_rounds,
-    )
+    request = await with_estimates(run, train_request(run, batch))
+    # First: what it learns can be undone, and a trainer's step cannot.
+    critic = await teach_critic(run, request)
+    if critic is not None and critic.nonfinite is not None:
+        _give_up_batch(run, batch, critic)
+        return False
     reply: TrainReply = (
         await run.meshes.trainer.call(
             "train", request, timeout_seconds=run.config.timeouts.stage_seconds
         )
     )[0]
     if reply.nonfinite is not None:
+        await unteach_critic(run, batch.step)
+        run.append(run.intervals("trainer", reply.intervals))
         _give_up_batch(run, batch, reply)
         return False
     _check_on_policy(run, reply)
-    metrics = {k: v for k, v in {**batch.metrics, **reply.metrics}.items() if math.isfinite(v)}
+    told = {**batch.metrics, **(critic.metrics if critic else {}), **reply.metrics}
+    metrics = {name: value for name, value in told.items() if math.isfinite(value)}
     metrics["train/seconds"] = reply.seconds
     metrics |= run.turns.figures() if run.turns is not None else {}
     new: list[facts.Fact] = []
@@ -96,7 +98,21 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
     return True
 
 
-def _give_up_batch(run: ActiveRun, batch: StepBatch, reply: TrainReply) -> None:
+def train_request(run: ActiveRun, batch: StepBatch) -> TrainRequest:
+    """What trainer and critic are asked to learn from, but for what is estimated of it."""
+    return TrainRequest(
+        run_id=run.run_id,
+        step=batch.step,
+        commits=batch.commits,
+        group_ids=batch.group_ids,
+        advantages=None if batch.advantages is None else tuple(batch.advantages.items()),
+        score_set=batch.score_set,
+        weights=batch.weights,
+        is_collected=run.config.train_rounds,
+    )
+
+
+def _give_up_batch(run: ActiveRun, batch: StepBatch, reply: TrainReply | CriticReply) -> None:
     """Drop groups whose loss or gradient was not finite; raise BoundExceeded after too many batches in a row."""
     told = f"step {batch.step}: {reply.nonfinite}; nothing was updated, and the batch is kept as {reply.batch_key}"
     if batch.step in run.ledger.steps:
@@ -106,7 +122,6 @@ def _give_up_batch(run: ActiveRun, batch: StepBatch, reply: TrainReply) -> None:
         raise BoundExceeded(f"{told}; with buffer.policy {run.config.buffer.policy!r} the run ends")
     groups = run.ledger.groups
     run.append(
-        run.intervals("trainer", reply.intervals),
         facts.Dropped(
             # A replay may have trained on them in an earlier epoch.
             group_ids=tuple(group for group in batch.group_ids if not groups[group].steps),

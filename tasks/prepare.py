@@ -16,6 +16,7 @@ from storage import facts
 from storage.objects import ObjectNotFound
 from storage.records import FileRef
 from storage.resume import find_checkpoint
+from tasks.critic import restore_critic
 from tasks.run import ActiveRun, current
 from tasks.stage import stage
 from tasks.turns import Side, in_turn, turn
@@ -45,9 +46,12 @@ async def build_model() -> None:
     if run.config.model.path is None:
         await run.meshes.trainer.call("build_model", directory, timeout_seconds=timeout)
     run.model_directory = directory
+    others = (run.meshes.opened_reference, run.meshes.opened_critic)
+    beside = [mesh for mesh in others if mesh is not None]
     # Where they are colocated one after the other, the engines first: they look at what memory is free.
     await asyncio.gather(
-        _load(run, "generators", run.meshes.generators), _load(run, "trainer", [run.meshes.trainer])
+        _load(run, "generators", run.meshes.generators),
+        _load(run, "trainer", [run.meshes.trainer, *beside]),
     )
     if run.meshes.generators:
         answers = await run.meshes.trainer.call(
@@ -146,7 +150,9 @@ async def restore() -> None:
     One that is damaged is told of and the one before it taken: what comes after is trained again in any case. Raises
     ValueError if none is whole.
     """
-    await restore_newest(current())
+    run = current()
+    await restore_newest(run)
+    await restore_critic(run, run.ledger.checkpoints[run.ledger.current_step])
 
 
 async def restore_newest(run: ActiveRun) -> None:
@@ -181,11 +187,14 @@ async def restore_parent() -> None:
     In a replay the run's own steps begin at 0. Raises ValueError if the other run has no such checkpoint, or it is
     damaged or of another model.
     """
-    await restore_from_parent(current())
+    run = current()
+    kept, base = await restore_from_parent(run)
+    if kept.critic:
+        await restore_critic(run, kept, step=base)
 
 
-async def restore_from_parent(run: ActiveRun) -> None:
-    """As `restore_parent`, within a stage."""
+async def restore_from_parent(run: ActiveRun) -> tuple[facts.Checkpoint, int]:
+    """As `restore_parent`, within a stage, for the trainer alone: the checkpoint, and what its step is called now."""
     parent, step = run.config.parent_run_id, run.config.parent_step
     assert parent is not None and step is not None
     kept = find_checkpoint(run.store, parent, step)
@@ -201,6 +210,7 @@ async def restore_from_parent(run: ActiveRun) -> None:
         ),
         run.intervals("trainer", reply.intervals),
     )
+    return kept, base
 
 
 async def _restore(

@@ -8,6 +8,8 @@
     unit          prepared by                                                  meanwhile
     generator     loading the model and the newest weights, passing the probe  its requests wait or go elsewhere
     trainer       the newest checkpoint, then the steps after it again         its stage is tried again
+    reference     the model; its weights when it is asked                      its stage is tried again
+    critic        the newest checkpoint, then the steps after it again         its stage is tried again
     verifier      naming what it scores with                                   its stage is tried again
     weight store  putting the trainer's weights                                its stage is tried again
 

@@ -6,8 +6,10 @@ import logging
 
 from forge_core.actors.messages import LoadReply
 from forge_core.mesh import Mesh, MeshCall
-from tasks.collect import known_batches
-from tasks.learn import check_parity, published_fact, put_newest, train_step
+from tasks.collect import known_batches, logged_batches
+from tasks.critic import restore_critic, teach_critic
+from tasks.estimates import with_estimates
+from tasks.learn import check_parity, published_fact, put_newest, train_request, train_step
 from tasks.prepare import restore_from_parent, restore_newest, warm_start_trainer
 from tasks.run import ActiveRun
 from tasks.turns import turn
@@ -27,6 +29,12 @@ async def prepare(run: ActiveRun, mesh: Mesh) -> None:
         case "trainer":
             async with turn(run, "trainer"):
                 await _prepare_trainer(run)
+        case "reference":
+            if run.model_directory is not None:
+                startup = run.config.timeouts.startup_seconds
+                await mesh.call("load", run.model_directory, timeout_seconds=startup)
+        case "critic":
+            await _prepare_critic(run, mesh)
         case "verifier":
             await mesh.call("prepare", timeout_seconds=run.config.timeouts.startup_seconds)
         case "weights":
@@ -85,6 +93,8 @@ async def _prepare_trainer(run: ActiveRun) -> None:
     ledger = run.ledger
     if ledger.checkpoints:
         await restore_newest(run)
+        if run.recovery is not None and run.meshes.opened_critic is not None:
+            await run.recovery.revive(run.meshes.critic)
         for batch in known_batches(run):
             await train_step(run, batch)
     elif ledger.forked is not None:
@@ -95,6 +105,22 @@ async def _prepare_trainer(run: ActiveRun) -> None:
         await run.recovery.revive(run.meshes.weights)
     if run.put is not None and run.put.manifest.store != run.meshes.store_name:
         await put_newest(run, forget=False)
+
+
+async def _prepare_critic(run: ActiveRun, mesh: Mesh) -> None:
+    """From the newest checkpoint on, learn again what the log has beyond it."""
+    if run.model_directory is None:
+        return
+    startup = run.config.timeouts.startup_seconds
+    await mesh.call("load", run.model_directory, timeout_seconds=startup)
+    if not run.critic_stands:
+        return
+    ledger = run.ledger
+    standing = ledger.checkpoints.keys() - ledger.pruned
+    newest = max(step for step in standing if step <= ledger.current_step)
+    await restore_critic(run, ledger.checkpoints[newest])
+    for batch in logged_batches(run, range(newest + 1, ledger.current_step + 1)):
+        await teach_critic(run, await with_estimates(run, train_request(run, batch)))
 
 
 async def _fill_weights(run: ActiveRun) -> None:

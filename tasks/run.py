@@ -28,7 +28,7 @@ from storage import facts, layout
 from storage.ledger import Ledger
 from storage.log import Fenced, RunLog, read_entries, read_incarnations
 from storage.objects import ObjectStore, open_store
-from storage.records import Controller
+from storage.records import Controller, FileRef
 from storage.runs import store_config
 from storage.summary import write_run_json
 from storage.workspace import local_folder
@@ -75,6 +75,10 @@ class ActiveRun:
     """When it was begun, on the monotonic clock."""
     writing: CheckpointReply | None = None
     """The checkpoint that is being written, if one is."""
+    writing_critic: tuple[FileRef, ...] = ()
+    """The critic's part of it, which is written."""
+    critic_stands: bool = False
+    """Whether the critic, if there is one, has weights."""
     tokens_per_second: dict[int, float] = field(default_factory=dict)
     """By round, how fast it was generated, until its batch is chosen."""
     paused: str | None = None

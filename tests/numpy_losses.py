@@ -34,6 +34,9 @@ class Case:
     low: float = 0.5
     high: float = 2.0
     entropy_coefficient: float = 0.0
+    reference: Array | None = None
+    kl_coefficient: float = 0.0
+    kl_estimator: str = "k3"
     frozen: Array | None = field(default=None)
 
 
@@ -61,6 +64,9 @@ def loss(case: Case) -> float:
             else:
                 gain = clipped(ratios[place], advantage, case.clip_low, case.clip_high)
             terms.append(-weights[place] * gain)
+            if case.reference is not None:
+                apart = kl(case.logprobs[row, t], case.reference[row, t], case.kl_estimator)
+                terms[-1] += case.kl_coefficient * apart
         total += _averaged(case, terms)
         bonus = sum(case.entropy[row, t] for t in columns) / case.num_tokens
         total -= case.entropy_coefficient * bonus
@@ -72,6 +78,16 @@ def clipped(ratio: float, advantage: float, clip_low: float, clip_high: float) -
     if advantage > 0:
         return min(ratio, 1 + clip_high) * advantage
     return max(ratio, 1 - clip_low) * advantage
+
+
+def kl(logprob: float, reference: float, estimator: str) -> float:
+    """Schulman's estimators, by the ratio r = p_ref / p: -log r, (log r)^2 / 2, r - 1 - log r."""
+    ratio = math.exp(reference - logprob)
+    if estimator == "k1":
+        return -math.log(ratio)
+    if estimator == "k2":
+        return math.log(ratio) ** 2 / 2
+    return ratio - 1 - math.log(ratio)
 
 
 def _ratios(name: str, logs: list[float]) -> list[float]:
@@ -99,7 +115,7 @@ def _weights(case: Case, logs: list[float]) -> list[float]:
 
 
 def _averaged(case: Case, terms: list[float]) -> float:
-    if case.loss in ("dapo", "cispo"):
+    if case.loss in ("dapo", "cispo", "ppo"):
         return sum(terms) / case.num_tokens
     if case.loss == "dr_grpo":
         return sum(terms) / (case.num_sequences * case.max_tokens)
@@ -145,3 +161,22 @@ def overlong(length: int, max_tokens: int, buffer: int) -> float:
     if length <= max_tokens:
         return ((max_tokens - buffer) - length) / buffer
     return -1.0
+
+
+def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """One sequence: each advantage as the sum of all later errors, weighed (Schulman et al. 2016, equation 16)."""
+    following = [*values, 0.0][1:]
+    errors = [r + gamma * after - v for r, after, v in zip(rewards, following, values, strict=True)]
+    return [
+        math.fsum((gamma * lam) ** (later - t) * errors[later] for later in range(t, len(errors)))
+        for t in range(len(errors))
+    ]
+
+
+def value_loss(value: float, old: float, target: float, clip: float) -> float:
+    """One token, by cases: what moved by more than `clip` is judged where it may go, if that is worse."""
+    error = (value - target) ** 2
+    if clip and abs(value - old) > clip:
+        bound = old + math.copysign(clip, value - old)
+        error = max(error, (bound - target) ** 2)
+    return error / 2

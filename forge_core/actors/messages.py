@@ -157,6 +157,10 @@ class TrainRequest:
     """Of each group, what its advantages are multiplied by; None: 1."""
     is_collected: bool = False
     """Whether groups of other runs were sampled with this run's weights, so that they have an age."""
+    reference_logprobs: FileRef | None = None
+    """What the reference policy says of the batch's tokens, where there is one."""
+    values: FileRef | None = None
+    """What the critic says of them, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +301,50 @@ class RestoreRequest:
     """Digest of the weights in it."""
     step: int
     """Step that the trainer stands at afterwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceRequest:
+    """Say what weights of the past make of a step's tokens."""
+
+    batch: TrainRequest
+    """What the step is going to be trained on."""
+    weights: RestoreRequest
+    """Checkpoint that has the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateReply:
+    """Figures of a step's tokens are stored."""
+
+    file: FileRef
+    """Where."""
+    intervals: tuple[Interval, ...]
+    """The actor's time since it last told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticRestoreRequest:
+    """Stand where a checkpoint was taken."""
+
+    policy: RestoreRequest
+    """The policy's part of it, with whose weights a critic begins."""
+    files: tuple[FileRef, ...]
+    """The critic's part; empty where it has not begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticReply:
+    """What a critic's step did, or why it was not done."""
+
+    metrics: dict[str, float]
+    """By name."""
+    nonfinite: str | None
+    """What of its loss or gradient was not finite."""
+    batch_key: str | None
+    """Key of the batch, kept as a file, in that case."""
+    intervals: tuple[Interval, ...]
+    """The critic's time since it last told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

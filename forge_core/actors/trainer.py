@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ from forge_core.actors.offload import Offload
 from forge_core.algorithms import warm_start
 from forge_core.algorithms.batch import Sequence, collate, token_logprobs
 from forge_core.algorithms.data import Batch, load_batch
-from forge_core.algorithms.nonfinite import batch_file
+from forge_core.algorithms.nonfinite import keep_batch
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
@@ -47,7 +46,6 @@ from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import packing, store
 from forge_core.weights.manifest import Manifest
-from storage import layout
 from storage.objects import open_store
 
 T = TypeVar("T")
@@ -233,22 +231,11 @@ class Trainer(Actor):
         return reply
 
     def _keep_batch(self, request: TrainRequest, batch: Batch, reply: TrainReply) -> str:
-        """Put a batch that could not be trained on into the store, for people; its key. Only rank 0 writes."""
-        told = {
-            "run_id": request.run_id,
-            "step": str(request.step),
-            "cause": reply.nonfinite or "",
-            "weights_digest": reply.weights_digest,
-            "group_ids": " ".join(request.group_ids),
-        }
-        data = batch_file(batch.sequences, told)
-        sha256 = hashlib.sha256(data).hexdigest()
-        key = (
-            f"{layout.nonfinite_folder(request.run_id)}{request.step:08d}-{sha256[:12]}.safetensors"
-        )
-        if self._rank == 0:
-            self._store.put_if_absent(key, data)
-        return key
+        """Put a batch that could not be trained on into the store, for people; its key on rank 0, which writes."""
+        if self._rank != 0:
+            return ""
+        told = {"cause": reply.nonfinite or "", "weights_digest": reply.weights_digest}
+        return keep_batch(self._store, request, batch.sequences, told)
 
     def _gather(self, policy_version: int) -> Manifest:
         """Assemble the full weights on every rank and lay them out; kept until the next step."""

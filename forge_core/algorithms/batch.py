@@ -8,9 +8,14 @@ start at 0, as they did when vLLM generated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+
+Figure = Literal["reference_logprobs", "values", "advantages", "returns"]
+"""What may be known of each response token beside its sampled logprob."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,8 @@ class Sequence:
     """Per response token; empty in supervised training."""
     advantage: float = 0.0
     """One per sequence; unused in supervised training."""
+    figures: Mapping[Figure, list[float]] = field(default_factory=dict)
+    """What else is known of the response tokens, one number each; of the same kinds in all sequences of a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,8 @@ class MicroBatch:
     """Recorded logprobs, 0 elsewhere."""
     advantages_B: torch.Tensor
     """Per sequence."""
+    figures_BT: Mapping[Figure, torch.Tensor]
+    """What else is known of the tokens, 0 elsewhere; empty for padding."""
     first_position: int
     """No position before this one (of T) counts, for any sequence."""
 
@@ -82,6 +91,7 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Mic
     token_ids_BL = torch.full((rows, length), pad_id, dtype=torch.long)
     mask_BT = torch.zeros(rows, length - 1, dtype=torch.bool)
     sampled_BT = torch.zeros(rows, length - 1, dtype=torch.float32)
+    figures_BT = {name: torch.zeros_like(sampled_BT) for name in sequences[0].figures}
     for row, sequence in enumerate(sequences):
         # The token at position p is predicted from position p - 1: hence the shift by one.
         start = sequence.num_prompt_tokens - 1
@@ -90,11 +100,14 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Mic
         mask_BT[row, start:end] = torch.tensor(sequence.mask)
         if sequence.sampled_logprobs:
             sampled_BT[row, start:end] = torch.tensor(sequence.sampled_logprobs)
+        for name, of_tokens in sequence.figures.items():
+            figures_BT[name][row, start:end] = torch.tensor(of_tokens)
     return MicroBatch(
         token_ids_BL=token_ids_BL.to(device),
         mask_BT=mask_BT.to(device),
         sampled_logprobs_BT=sampled_BT.to(device),
         advantages_B=torch.tensor([s.advantage for s in sequences], dtype=torch.float32).to(device),
+        figures_BT={name: figure_BT.to(device) for name, figure_BT in figures_BT.items()},
         first_position=min(s.num_prompt_tokens for s in sequences) - 1,
     )
 

@@ -5,6 +5,7 @@ Shapes: N groups, G samples a group.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 
 from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.advantages import estimated_advantages, overlong_penalty
-from forge_core.algorithms.batch import Sequence
+from forge_core.algorithms.batch import Figure, Sequence
+from forge_core.algorithms.divergence import lost_rewards
+from forge_core.algorithms.estimates import read_estimates
+from forge_core.algorithms.gae import final_rewards, padded, with_advantages
 from forge_core.algorithms.metrics import Mean, Metrics
-from forge_core.config import RunConfig
+from forge_core.config import KLConfig, RunConfig
 from storage.annotations import read_scores
 from storage.layout import RUN_SCORES
 from storage.objects import ObjectStore
-from storage.parts import read_committed
-from storage.records import Commit, read_record
+from storage.parts import read_committed, read_file
+from storage.records import Commit, FileRef, read_record
 
 _COLUMNS = [
     "episode_id",
@@ -58,24 +62,17 @@ def load_batch(store: ObjectStore, request: TrainRequest, config: RunConfig) -> 
     groups = _read_groups(store, request)
     if not groups:
         return Batch(sequences=[], age_max=0, age_mean=0.0, metrics={})
+    bare = [_sequence(row) for group in groups for row in group]
+    bare = _with_figures(store, bare, "reference_logprobs", request.reference_logprobs)
+    bare = _with_figures(store, bare, "values", request.values)
     rewards_NG = torch.tensor([[row["reward"] for row in group] for group in groups]).double()
-    advantages_NG, told = _advantages(request, groups, rewards_NG, config)
+    told: Metrics = {}
+    if request.advantages is not None:
+        sequences = _with_given(bare, groups, dict(request.advantages))
+    else:
+        sequences, told = _with_advantages(bare, rewards_NG, config)
     if request.weights is not None:
-        # The losses are linear in positive multiples of the advantage, so that this weighs a group's share of them.
-        advantages_NG = (
-            advantages_NG * torch.tensor(request.weights, dtype=advantages_NG.dtype)[:, None]
-        )
-    sequences = [
-        Sequence(
-            token_ids=row["prompt_token_ids"] + row["response_token_ids"],
-            num_prompt_tokens=len(row["prompt_token_ids"]),
-            mask=row["mask"],
-            sampled_logprobs=row["logprobs"],
-            advantage=float(advantages_NG[n, g]),
-        )
-        for n, group in enumerate(groups)
-        for g, row in enumerate(group)
-    ]
+        sequences = _weighed(sequences, request.weights)
     age_max, age_mean = _ages(request, groups)
     return Batch(
         sequences=sequences,
@@ -85,25 +82,98 @@ def load_batch(store: ObjectStore, request: TrainRequest, config: RunConfig) -> 
     )
 
 
-def _advantages(
-    request: TrainRequest,
-    groups: list[list[dict[str, Any]]],
-    rewards_NG: torch.Tensor,
-    config: RunConfig,
-) -> tuple[torch.Tensor, Metrics]:
-    """Those of a loop of the user's, or the algorithm's of rewards less what overlong responses lose."""
-    if request.advantages is not None:
-        given = dict(request.advantages)
-        chosen = [[given.get(row["episode_id"], 0.0) for row in group] for group in groups]
-        return torch.tensor(chosen), {}
-    lost_NG, penalised = overlong_penalty(
-        torch.tensor([[len(row["response_token_ids"]) for row in group] for group in groups]),
-        max_tokens=config.sampling.max_tokens,
-        overlong_tokens=config.algorithm.overlong_tokens,
-        penalty=config.algorithm.overlong_penalty,
+def load_sequences(store: ObjectStore, request: TrainRequest) -> list[Sequence]:
+    """The sequences of a request in the order of its batch, without advantages. Raises as `load_batch` does."""
+    return [_sequence(row) for group in _read_groups(store, request) for row in group]
+
+
+def _sequence(row: dict[str, Any]) -> Sequence:
+    return Sequence(
+        token_ids=row["prompt_token_ids"] + row["response_token_ids"],
+        num_prompt_tokens=len(row["prompt_token_ids"]),
+        mask=row["mask"],
+        sampled_logprobs=row["logprobs"],
     )
-    advantages_NG, told = estimated_advantages(rewards_NG + lost_NG, config.algorithm)
-    return advantages_NG, {**penalised, **told}
+
+
+def _with_figures(
+    store: ObjectStore, sequences: list[Sequence], name: Figure, file: FileRef | None
+) -> list[Sequence]:
+    """The sequences with what a file tells of their tokens. Raises ValueError if it is of others, or damaged."""
+    if file is None:
+        return sequences
+    lengths = (len(sequence.mask) for sequence in sequences)
+    figures = read_estimates(read_file(store, file), lengths)
+    return [
+        dataclasses.replace(sequence, figures={**sequence.figures, name: of_tokens})
+        for sequence, of_tokens in zip(sequences, figures, strict=True)
+    ]
+
+
+def _with_given(
+    sequences: list[Sequence], groups: list[list[dict[str, Any]]], given: dict[str, float]
+) -> list[Sequence]:
+    """With the advantages of a loop of the user's."""
+    rows = (row for group in groups for row in group)
+    return [
+        dataclasses.replace(sequence, advantage=given.get(row["episode_id"], 0.0))
+        for sequence, row in zip(sequences, rows, strict=True)
+    ]
+
+
+def _weighed(sequences: list[Sequence], weights: tuple[float, ...]) -> list[Sequence]:
+    """With the advantages of each group times its weight.
+
+    The losses are linear in positive multiples of the advantage, so that this weighs a group's share of them.
+    """
+    size = len(sequences) // len(weights)
+    return [
+        dataclasses.replace(sequence, advantage=sequence.advantage * weights[place // size])
+        for place, sequence in enumerate(sequences)
+    ]
+
+
+def _with_advantages(
+    sequences: list[Sequence], rewards_NG: torch.Tensor, config: RunConfig
+) -> tuple[list[Sequence], Metrics]:
+    """With the algorithm's, of rewards less what overlong and diverging responses lose."""
+    algorithm = config.algorithm
+    lengths = torch.tensor([len(sequence.mask) for sequence in sequences])
+    lost_NG, penalised = overlong_penalty(
+        lengths.view_as(rewards_NG),
+        max_tokens=config.sampling.max_tokens,
+        overlong_tokens=algorithm.overlong_tokens,
+        penalty=algorithm.overlong_penalty,
+    )
+    lost_BT, diverged = _lost_to_divergence(sequences, algorithm.kl)
+    rewards_NG = rewards_NG + lost_NG
+    if algorithm.loss == "ppo":
+        masks = [sequence.mask for sequence in sequences]
+        rewards_BT = final_rewards(rewards_NG.flatten().tolist(), masks) + lost_BT
+        found, told = with_advantages(sequences, rewards_BT, algorithm)
+    else:
+        rewards_NG = rewards_NG + lost_BT.sum(dim=1).view_as(rewards_NG)
+        advantages_NG, told = estimated_advantages(rewards_NG, algorithm)
+        found = [
+            dataclasses.replace(sequence, advantage=float(advantage))
+            for sequence, advantage in zip(sequences, advantages_NG.flatten(), strict=True)
+        ]
+    return found, {**penalised, **diverged, **told}
+
+
+def _lost_to_divergence(
+    sequences: list[Sequence], config: KLConfig
+) -> tuple[torch.Tensor, Metrics]:
+    """What each token's reward loses for its divergence from the reference, where that is part of the reward."""
+    mask_BT = padded([[float(each) for each in s.mask] for s in sequences]).bool()
+    if config.place != "reward" or config.coefficient == 0.0:
+        return torch.zeros_like(mask_BT, dtype=torch.float64), {}
+    return lost_rewards(
+        padded([s.sampled_logprobs for s in sequences]),
+        padded([s.figures["reference_logprobs"] for s in sequences]),
+        mask_BT,
+        config,
+    )
 
 
 def _figures(metrics: Metrics) -> dict[str, float]:

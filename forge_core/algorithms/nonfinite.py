@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 
 import torch
 from safetensors.torch import save
 
+from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence
+from storage import layout
+from storage.objects import ObjectStore
+
+
+def keep_batch(
+    store: ObjectStore, request: TrainRequest, sequences: list[Sequence], told: Mapping[str, str]
+) -> str:
+    """Put a step's batch that could not be trained on into the store, for people; its key."""
+    data = batch_file(
+        sequences,
+        {
+            "run_id": request.run_id,
+            "step": str(request.step),
+            "group_ids": " ".join(request.group_ids),
+            **told,
+        },
+    )
+    sha256 = hashlib.sha256(data).hexdigest()
+    folder = layout.nonfinite_folder(request.run_id)
+    key = f"{folder}{request.step:08d}-{sha256[:12]}.safetensors"
+    store.put_if_absent(key, data)
+    return key
 
 
 def batch_file(sequences: list[Sequence], told: Mapping[str, str]) -> bytes:

@@ -194,7 +194,10 @@ class Learner:
                 logprobs_BT=scored.logprobs_BT,
                 sampled_logprobs_BT=batch.sampled_logprobs_BT,
                 proximal_logprobs_BT=proximal.get((index, place)),
-                advantages_BT=batch.advantages_B[:, None].expand_as(scored.logprobs_BT),
+                reference_logprobs_BT=self._reference(batch),
+                advantages_BT=batch.figures_BT.get(
+                    "advantages", batch.advantages_B[:, None].expand_as(scored.logprobs_BT)
+                ),
                 entropy_BT=scored.entropy_BT,
                 mask_BT=batch.mask_BT,
                 num_tokens=num_tokens,
@@ -227,6 +230,12 @@ class Learner:
             temperature=self._config.sampling.temperature,
             entropy_has_gradient=self._config.algorithm.entropy_coefficient > 0,
         )
+
+    def _reference(self, batch: MicroBatch) -> torch.Tensor | None:
+        """Reference logprobs; of padding, where nothing counts, zeros."""
+        if self._config.algorithm.kl.coefficient == 0.0:
+            return None
+        return batch.figures_BT.get("reference_logprobs", batch.sampled_logprobs_BT)
 
     def _loss(self, tokens: Tokens, batch: MicroBatch) -> LossShare:
         if self._custom_loss is not None:

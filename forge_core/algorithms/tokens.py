@@ -34,6 +34,8 @@ class Tokens:
     """Most tokens that a response may have."""
     proximal_logprobs_BT: torch.Tensor | None = None
     """Under the trainer's weights at the start of the step; given where they anchor the ratio."""
+    reference_logprobs_BT: torch.Tensor | None = None
+    """Under the reference policy; given where there is one."""
 
     @property
     def anchor_logprobs_BT(self) -> torch.Tensor:

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from forge_core.config.algorithm import AlgorithmConfig, CorrectionConfig, LossName
+from forge_core.config.algorithm import (
+    AlgorithmConfig,
+    CorrectionConfig,
+    CriticConfig,
+    Estimator,
+    KLConfig,
+    LossName,
+)
 from forge_core.config.base import Device, Section
 from forge_core.config.buffer import BufferConfig, SourceConfig, check_buffer
 from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
@@ -37,12 +44,15 @@ __all__ = [
     "CheckpointConfig",
     "CollectConfig",
     "CorrectionConfig",
+    "CriticConfig",
     "Device",
     "EnvironmentConfig",
+    "Estimator",
     "EvaluationConfig",
     "FaultsConfig",
     "GeneratorsConfig",
     "HostsConfig",
+    "KLConfig",
     "KubernetesConfig",
     "LossName",
     "ModelConfig",
@@ -198,9 +208,16 @@ class RunConfig(Section):
                 f"algorithm.overlong_tokens {algorithm.overlong_tokens} are the last of sampling.max_tokens {longest} "
                 f"and cannot be more: lower it to {longest} or less"
             )
+        if self.loss is not None and algorithm.loss == "ppo":
+            raise ValueError(
+                f"loss {self.loss!r} gets one advantage a sequence, and algorithm.loss 'ppo' makes one a token: set "
+                "algorithm.loss to that whose advantages you want"
+            )
         if self.loss is not None:
             untouched = AlgorithmConfig()
-            for name in ("entropy_coefficient", "correction"):
+            for name in ("entropy_coefficient", "correction", "kl"):
+                if name == "kl" and algorithm.kl.place == "reward":
+                    continue
                 if getattr(algorithm, name) != getattr(untouched, name):
                     raise ValueError(
                         f"algorithm.{name} is a part of the algorithm's loss, in whose stead loss {self.loss!r} is "

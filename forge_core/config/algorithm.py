@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from forge_core.config.base import Section
 
-LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
+Estimator = Literal["k1", "k2", "k3"]
+"""Of a token's divergence from the reference policy."""
+
+LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo"]
 
 OF_ONE_LOSS: dict[str, dict[str, Any]] = {
     "grpo": {"clip_low": 0.2, "clip_high": 0.2, "scale_advantages": True},
@@ -17,6 +20,7 @@ OF_ONE_LOSS: dict[str, dict[str, Any]] = {
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "scale_advantages": True},
     "cispo": {"clip_low": 1.0, "clip_high": 4.0, "scale_advantages": True},
     "rloo": {"clip_low": 0.2, "clip_high": 0.2, "scale_advantages": False},
+    "ppo": {"clip_low": 0.2, "clip_high": 0.2, "scale_advantages": True},
 }
 """By loss, the values of keys that nobody has set."""
 
@@ -76,6 +80,51 @@ class CorrectionConfig(Section):
         return self
 
 
+class KLConfig(Section):
+    """What holds the policy near a reference policy. With a coefficient of 0 there is no reference, and no process for
+    it."""
+
+    coefficient: float = Field(0.0, ge=0.0)
+    """Times the estimate, in nats, that is added to the loss of a token or subtracted from its reward."""
+    place: Literal["loss", "reward"] = "loss"
+    """Whether the estimate is part of the loss, by the weights in training, or of the reward, by the logprobs that were
+    recorded at sampling."""
+    estimator: Estimator = "k3"
+    """How a token's divergence from the reference is estimated, with x = log p - log p_ref: k1 = x, k2 = x^2 / 2,
+    k3 = exp(-x) - 1 + x. In the loss k1 has a gradient of mean 0 on-policy: it belongs in the reward."""
+    refresh_steps: int = Field(0, ge=0)
+    """The reference is the policy as it was after the newest step that is a multiple of this, counted from where the
+    run begins; 0: as it was at the run's beginning. Each refresh takes a checkpoint."""
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        if self.coefficient == 0.0:
+            for name in ("place", "estimator", "refresh_steps"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} {value!r} says nothing with coefficient 0: set coefficient above 0 or leave it out"
+                    )
+        return self
+
+
+class CriticConfig(Section):
+    """The critic, which only ppo has: a model of values that begins with the policy's weights, and its learning."""
+
+    gamma: float = Field(1.0, gt=0.0, le=1.0)
+    """What a reward is worth one token earlier."""
+    gae_lambda: float = Field(0.95, ge=0.0, le=1.0)
+    """How far advantages look at what came of a token (1) rather than at the next value (0)."""
+    learning_rate: float = Field(1e-3, ge=0.0)
+    """Learning rate, constant; AdamW's other settings are those of `optimizer`."""
+    clip: float = Field(0.2, ge=0.0)
+    """A value that moved further than this from the one before the step gains nothing by it; 0: no bound."""
+    minibatches: int = Field(4, ge=1)
+    """Optimizer updates that one pass over a batch is split into."""
+    epochs: int = Field(1, ge=1)
+    """Passes over a batch."""
+
+
 class AlgorithmConfig(Section):
     """The loss, by name; keys that are not given follow from it."""
 
@@ -87,8 +136,8 @@ class AlgorithmConfig(Section):
     """The importance ratio is clipped above at 1 + clip_high. Unless given: 0.28 in dapo, 0.0004 in gspo, 4 in cispo,
     0.2 elsewhere."""
     scale_advantages: bool = True
-    """Divide advantages by a standard deviation: that of the group's rewards, in rloo that of the batch's advantages.
-    Unless given: not in dr_grpo and rloo."""
+    """Divide advantages by a standard deviation: that of the group's rewards, in rloo and ppo that of the batch's
+    advantages, less their mean. Unless given: not in dr_grpo and rloo."""
     entropy_coefficient: float = Field(0.0, ge=0.0)
     """Times the mean entropy of a token, in nats, that is subtracted from the loss."""
     overlong_tokens: int = Field(0, ge=0)
@@ -108,9 +157,26 @@ class AlgorithmConfig(Section):
     take their place."""
     correction: CorrectionConfig = CorrectionConfig()
     """Importance weights."""
+    kl: KLConfig = KLConfig()
+    """Divergence from a reference policy."""
+    critic: CriticConfig = CriticConfig()
+    """The critic of ppo."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any) -> Any:
         loss = given.get("loss", "dapo") if isinstance(given, dict) else None
         return _filled(given, OF_ONE_LOSS.get(loss, {}) if isinstance(loss, str) else {})
+
+    @model_validator(mode="after")
+    def _has_its_critic(self) -> Self:
+        if self.loss != "ppo" and self.critic != CriticConfig():
+            raise ValueError(
+                f"critic is a part of ppo, and loss {self.loss!r} has none: set loss to 'ppo' or leave critic out"
+            )
+        if self.loss == "ppo" and self.dynamic_sampling_attempts:
+            raise ValueError(
+                f"dynamic_sampling_attempts {self.dynamic_sampling_attempts} makes up for groups without a signal, and "
+                "loss 'ppo' learns from every group: set it to 0"
+            )
+        return self

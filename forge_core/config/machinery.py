@@ -105,6 +105,10 @@ class FaultsConfig(Section):
     """A verifier. Groups that cannot be scored in the end are dropped as failed."""
     trainer: RestartPolicy = "restart"
     """A rank of the trainer. All ranks start again, from the last checkpoint."""
+    reference: RestartPolicy = "restart"
+    """The reference policy, where there is one. It loads its weights again from the checkpoint that has them."""
+    critic: RestartPolicy = "restart"
+    """The critic, where there is one. It learns again from the last checkpoint on."""
     weights: RestartPolicy = "restart"
     """The weight store. It is filled again from the trainer's weights."""
     most_restarts: int = Field(5, ge=0)

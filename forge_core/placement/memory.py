@@ -100,6 +100,25 @@ def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     }
 
 
+def reference_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes of the device's memory that the reference policy holds, by what for."""
+    tokens = config.trainer.micro_batch_tokens
+    return {
+        "parameters": 4 * shape.num_parameters,
+        "logits": 2 * 4 * tokens * shape.vocabulary_size,
+    }
+
+
+def critic_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes of the device's memory that the critic holds, by what for."""
+    tokens = config.trainer.micro_batch_tokens
+    return {
+        "parameters, gradients, optimizer": 16 * shape.num_parameters,
+        "what a step may have to undo": 12 * shape.num_parameters,
+        "activations": 17 * 4 * tokens * shape.num_layers * shape.hidden_size,
+    }
+
+
 def published_bytes(shape: ModelShape) -> int:
     """Size of one published version."""
     return 4 * shape.num_parameters

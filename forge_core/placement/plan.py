@@ -4,6 +4,7 @@
 |---|---|
 | generator-i | `generators.tensor_parallel` processes with a GPU each, or `generators.threads` cores each |
 | trainer | `trainer.ranks` processes with a GPU each, or `trainer.threads` cores each |
+| reference, critic | a GPU where the trainer has one, or memory: they work while the trainer waits, on any core |
 | verifier, weights, controller | memory; they wait most of the time, and run on any core |
 """
 
@@ -84,6 +85,12 @@ def asks(
     found = [_light("controller", shape)]
     if "trainer" in roles:
         found.append(_trainer(config, shape))
+    if "reference" in roles:
+        parts = memory.reference_parts(config, shape) if shape else {}
+        found.append(_beside_the_trainer(config, "reference", parts))
+    if "critic" in roles:
+        parts = memory.critic_parts(config, shape) if shape else {}
+        found.append(_beside_the_trainer(config, "critic", parts))
     if "generators" in roles:
         found += [_generator(config, index, shape) for index in range(config.generators.replicas)]
     if "verifier" in roles:
@@ -132,6 +139,19 @@ def _trainer(config: RunConfig, shape: ModelShape | None) -> Ask:
             resting_bytes=resting,
         ),
         "trainer",
+    )
+
+
+def _beside_the_trainer(config: RunConfig, name: str, parts: dict[str, int]) -> Ask:
+    """One process that works while the trainer waits for it."""
+    on_cpu = config.trainer.device == "cpu"
+    held = sum(parts.values()) if on_cpu else 0
+    return Ask(
+        name=name,
+        field=name,
+        gpus=0 if on_cpu else 1,
+        memory_bytes=memory.PROCESS_BYTES + held if parts else 0,
+        hosts=(THIS_MACHINE,),
     )
 
 

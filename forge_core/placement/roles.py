@@ -6,7 +6,7 @@ from typing import Literal
 
 from forge_core.config import RunConfig
 
-Role = Literal["generators", "trainer", "verifier", "weights"]
+Role = Literal["generators", "trainer", "reference", "critic", "verifier", "weights"]
 """What meshes are for."""
 
 COMPUTING: frozenset[Role] = frozenset({"generators", "trainer"})
@@ -17,8 +17,18 @@ _TRAINS_ONLY: frozenset[Role] = frozenset({"trainer"})
 
 
 def roles_of(config: RunConfig) -> frozenset[Role]:
-    """Roles of the meshes that a run of a config opens: a trainer alone where all episodes are stored already."""
-    return _TRAINS_ONLY if config.replay is not None or config.train_rounds else _ALL
+    """Roles of the meshes that a run of a config opens.
+
+    Nothing generates where all episodes are stored already; reference and critic are there only if asked for.
+    """
+    generates = config.replay is None and not config.train_rounds
+    roles = _ALL if generates else _TRAINS_ONLY
+    trains = config.collect is None
+    if trains and config.algorithm.kl.coefficient > 0:
+        roles |= {"reference"}
+    if trains and config.algorithm.loss == "ppo":
+        roles |= {"critic"}
+    return roles
 
 
 def roles_here(config: RunConfig) -> frozenset[Role]:
@@ -30,5 +40,5 @@ def mesh_names(config: RunConfig) -> tuple[str, ...]:
     """Names of a run's meshes that log intervals."""
     roles = roles_of(config)
     replicas = config.generators.replicas if "generators" in roles else 0
-    others = (name for name in ("trainer", "verifier") if name in roles)
+    others = (name for name in ("trainer", "reference", "critic", "verifier") if name in roles)
     return (*(f"generator-{i}" for i in range(replicas)), *others)

@@ -30,6 +30,8 @@ UnitName = Literal[
     "last_generator",
     "verifier",
     "trainer",
+    "reference",
+    "critic",
     "weights",
     "flow_process",
     "prefect_server",
@@ -87,6 +89,20 @@ FAILURE_UNITS: tuple[FailureUnit, ...] = (
         allowed=get_args(RestartPolicy),
         then="the mesh restarts as a whole from the last checkpoint and trains again what the log has beyond it; the "
         "stage is tried again",
+    ),
+    FailureUnit(
+        name="reference",
+        unit="the reference policy",
+        default="restart",
+        allowed=get_args(RestartPolicy),
+        then="it restarts and loads its weights again from the checkpoint that has them; the stage is tried again",
+    ),
+    FailureUnit(
+        name="critic",
+        unit="the critic",
+        default="restart",
+        allowed=get_args(RestartPolicy),
+        then="it restarts from the last checkpoint and learns what the log has beyond it; the stage is tried again",
     ),
     FailureUnit(
         name="weights",

@@ -13,11 +13,12 @@ import pytest
 import torch
 from numpy_losses import Case
 
+from forge_core.algorithms.divergence import divergence, lost_rewards
 from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.metrics import Largest, Mean, Metric, Smallest, StepMetrics
 from forge_core.algorithms.primitives import drift
 from forge_core.algorithms.tokens import LossShare, Tokens
-from forge_core.config import AlgorithmConfig, CorrectionConfig
+from forge_core.config import AlgorithmConfig, CorrectionConfig, Estimator, KLConfig
 
 TRL = json.loads((Path(__file__).parents[1] / "trl_losses.json").read_text("utf-8"))
 CLIPS = {"gspo": (0.05, 0.08), "rloo": (0.4, 0.6), "cispo": (0.3, 0.4)}
@@ -59,6 +60,14 @@ def of_tokens(loss: str) -> Case:
     return replace(case, advantages=np.random.default_rng(2).normal(size=case.mask.shape))
 
 
+def with_reference(loss: str, estimator: str) -> Case:
+    """The same with a reference policy in the loss."""
+    case = case_of(loss)
+    random = np.random.default_rng(11)
+    reference = case.logprobs - random.normal(scale=0.5, size=case.mask.shape)
+    return replace(case, reference=reference, kl_coefficient=0.3, kl_estimator=estimator)
+
+
 def cases() -> Iterator[Any]:
     """Each loss with each correction."""
     for name in LOSSES:
@@ -71,7 +80,9 @@ def cases() -> Iterator[Any]:
             case = decoupled(name, weights, level)
             yield pytest.param(case, id=f"{name}-decoupled-{weights}-{level}")
         yield pytest.param(decoupled(name, "none", "token"), id=f"{name}-uncorrected")
-    for name in ("dapo", "cispo"):
+        for estimator in ("k1", "k2", "k3"):
+            yield pytest.param(with_reference(name, estimator), id=f"{name}-{estimator}")
+    for name in ("dapo", "cispo", "ppo"):
         yield pytest.param(of_tokens(name), id=f"{name}-advantages-of-tokens")
 
 
@@ -88,8 +99,15 @@ def config_of(case: Case) -> AlgorithmConfig:
         clip_low=case.clip_low,
         clip_high=case.clip_high,
         entropy_coefficient=case.entropy_coefficient,
+        kl=KLConfig.model_validate(kl_of(case)),
         correction=CorrectionConfig.model_validate(correction),
     )
+
+
+def kl_of(case: Case) -> dict[str, Any]:
+    if case.reference is None:
+        return {}
+    return {"coefficient": case.kl_coefficient, "estimator": case.kl_estimator}
 
 
 def tokens_of(case: Case, dtype: torch.dtype = torch.float64) -> Tokens:
@@ -100,6 +118,7 @@ def tokens_of(case: Case, dtype: torch.dtype = torch.float64) -> Tokens:
         logprobs_BT=tensor(case.logprobs).requires_grad_(),
         sampled_logprobs_BT=tensor(case.sampled),
         proximal_logprobs_BT=None if case.proximal is None else tensor(case.proximal),
+        reference_logprobs_BT=None if case.reference is None else tensor(case.reference),
         advantages_BT=tensor(case.advantages),
         entropy_BT=tensor(case.entropy).requires_grad_(),
         mask_BT=torch.tensor(case.mask),
@@ -129,7 +148,10 @@ def test_values_and_gradients_are_those_of_the_second_implementation(case: Case)
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_lies_off_the_mask_has_no_say(loss: str) -> None:
-    case = decoupled(loss, "truncated", "sequence")
+    reference = with_reference(loss, "k3").reference
+    case = replace(
+        decoupled(loss, "truncated", "sequence"), reference=reference, kl_coefficient=0.2
+    )
     before, wanted = share_of(replace(case, entropy_coefficient=0.1))
     poisoned = replace(
         case,
@@ -138,7 +160,7 @@ def test_what_lies_off_the_mask_has_no_say(loss: str) -> None:
             name: np.where(case.mask, getattr(case, name), value)
             for name, value in (
                 ("logprobs", np.inf), ("sampled", np.nan), ("proximal", -np.inf),
-                ("advantages", np.nan), ("entropy", np.nan),
+                ("advantages", np.nan), ("entropy", np.nan), ("reference", np.inf),
             )
         },
     )  # fmt: skip
@@ -185,13 +207,18 @@ def test_shares_of_a_batch_add_up_to_the_whole(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_in_bfloat16_it_is_computed_in_float32(loss: str) -> None:
-    case = replace(decoupled(loss, "truncated", "token"), entropy_coefficient=0.1)
+    case = replace(
+        with_reference(loss, "k3"), **{
+            name: getattr(decoupled(loss, "truncated", "token"), name)
+            for name in ("proximal", "sampled", "weights")
+        }, entropy_coefficient=0.1,
+    )  # fmt: skip
     tokens = tokens_of(case, torch.bfloat16)
     rounded = replace(
         case,
         **{
             name: torch.tensor(getattr(case, name)).bfloat16().double().numpy()
-            for name in ("logprobs", "sampled", "proximal", "advantages", "entropy")
+            for name in ("logprobs", "sampled", "proximal", "advantages", "entropy", "reference")
         },
     )
     share = LOSSES[loss](tokens, config_of(case))  # type: ignore[index]
@@ -217,6 +244,7 @@ def test_on_policy_the_gradient_is_the_policy_gradient(loss: str) -> None:
     divisors = {
         "dapo": case.num_tokens,
         "cispo": case.num_tokens,
+        "ppo": case.num_tokens,
         "dr_grpo": case.num_sequences * case.max_tokens,
         # A response as one action: each of its tokens counts whole.
         "rloo": case.num_sequences,
@@ -307,6 +335,50 @@ def test_a_weight_on_a_bound_is_kept(bound: str, log_weight: float) -> None:
         **{bound: weight},  # type: ignore[arg-type]
     )
     assert share_of(case)[0].loss.item() == pytest.approx(weight, rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_a_divergence_in_the_reward_is_told_and_no_part_of_the_loss(estimator: Estimator) -> None:
+    case = with_reference("grpo", estimator)
+    config = config_of(case)
+    kl = config.kl.model_copy(update={"place": "reward"})
+    share = LOSSES["grpo"](tokens_of(case), config.model_copy(update={"kl": kl}))
+    assert share.loss.item() == pytest.approx(numpy_losses.loss(replace(case, kl_coefficient=0.0)))
+    assert case.reference is not None
+    apart = [
+        numpy_losses.kl(case.logprobs[place], case.reference[place], estimator)
+        for place in zip(*np.nonzero(case.mask), strict=True)
+    ]
+    assert figures(share.metrics)["kl"] == pytest.approx(np.mean(apart), rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_what_a_reward_loses_for_divergence(estimator: Estimator) -> None:
+    case = with_reference("grpo", estimator)
+    assert case.reference is not None
+    config = KLConfig(coefficient=0.3, place="reward", estimator=estimator)
+    arrays = [torch.tensor(each) for each in (case.sampled, case.reference)]
+    lost, told = lost_rewards(*arrays, torch.tensor(case.mask), config)
+    wanted = np.zeros(case.mask.shape)
+    for place in zip(*np.nonzero(case.mask), strict=True):
+        wanted[place] = -0.3 * numpy_losses.kl(
+            case.sampled[place], case.reference[place], estimator
+        )
+    np.testing.assert_allclose(lost.numpy(), wanted, rtol=1e-12, atol=1e-15)
+    assert figures(told)["kl_penalty"] == pytest.approx(-wanted.sum() / 6, rel=1e-12)
+
+
+def test_the_estimators_estimate_the_divergence() -> None:
+    """By the whole distribution: the mean of k1 and k3 over it is the divergence, that of k2 close to it nearby."""
+    random = np.random.default_rng(7)
+    logits = torch.tensor(random.normal(size=9))
+    logprobs = logits.log_softmax(0)
+    reference = (logits + torch.tensor(random.normal(scale=0.05, size=9))).log_softmax(0)
+    exact = float((logprobs.exp() * (logprobs - reference)).sum())
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    for estimator, tolerance in (("k1", 1e-12), ("k2", 0.05), ("k3", 1e-12)):
+        found = divergence(logprobs[None], reference[None], mask, estimator)  # type: ignore[arg-type]
+        assert float((logprobs.exp() * found[0]).sum()) == pytest.approx(exact, rel=tolerance)
 
 
 def test_the_entropy_bonus_has_a_gradient() -> None:

@@ -157,3 +157,10 @@ def test_a_batch_that_is_given_up_gets_another_whatever_is_asked_for(
     assert batch.group_ids == past.groups(range(12, 16))
     assert spare_round_to_batch(run, 1).spare_draws == (12, 4)
     assert not run.ledger.problems
+
+
+def test_a_critic_finds_a_signal_in_every_group(past_run: MakeRun) -> None:
+    past = past_run("r", steps=3, algorithm={"loss": "ppo"})
+    past.round(1, range(4), flat=(1, 2))
+    (batch,) = batches(taken(past))
+    assert batch.group_ids == past.groups(range(4))

@@ -12,7 +12,7 @@ from forge_core.services.policy import (
 )
 from forge_core.settings import load_config
 
-CHOICES = ("generators", "verifier", "trainer", "weights")
+CHOICES = ("generators", "verifier", "trainer", "reference", "critic", "weights")
 
 
 def test_a_run_defaults_to_what_the_table_says() -> None:

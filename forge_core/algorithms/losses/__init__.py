@@ -9,6 +9,7 @@ from forge_core.algorithms.losses.dapo import dapo_loss
 from forge_core.algorithms.losses.dr_grpo import dr_grpo_loss
 from forge_core.algorithms.losses.grpo import grpo_loss
 from forge_core.algorithms.losses.gspo import gspo_loss
+from forge_core.algorithms.losses.ppo import ppo_loss
 from forge_core.algorithms.losses.rloo import rloo_loss
 from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.config import AlgorithmConfig, LossName
@@ -22,5 +23,6 @@ LOSSES: dict[LossName, Loss] = {
     "gspo": gspo_loss,
     "cispo": cispo_loss,
     "rloo": rloo_loss,
+    "ppo": ppo_loss,
 }
 """What `algorithm.loss` chooses from."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from forge_core.algorithms.divergence import kl_penalty
 from forge_core.algorithms.metrics import Metrics
 from forge_core.algorithms.primitives import Measured, entropy_bonus, sampling_weights
 from forge_core.algorithms.tokens import LossShare, Tokens
@@ -22,8 +23,9 @@ def composed(
     average: Average,
     metrics: Metrics,
 ) -> LossShare:
-    """-average(w * surrogate) - entropy bonus, with the weights w of `config.correction`."""
+    """average(KL penalty - w * surrogate) - entropy bonus, with the weights w of `config.correction`."""
     weights, weighed = sampling_weights(tokens, config.correction)
-    loss, _ = average(-weights * surrogate_BT, tokens)
+    penalty_BT, diverged = kl_penalty(tokens, config.kl)
+    loss, _ = average(penalty_BT - weights * surrogate_BT, tokens)
     bonus, explored = entropy_bonus(tokens, config.entropy_coefficient)
-    return LossShare(loss=loss - bonus, metrics={**metrics, **weighed, **explored})
+    return LossShare(loss=loss - bonus, metrics={**metrics, **weighed, **diverged, **explored})
