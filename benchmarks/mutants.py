@@ -26,11 +26,13 @@ TIMEOUT_SECONDS = 3600
 MUTATED = (
     "forge_core/admission.py",
     "forge_core/algorithms/advantages.py",
+    "forge_core/algorithms/divergence.py",
+    "forge_core/algorithms/gae.py",
     "forge_core/algorithms/losses/*.py",
     "forge_core/algorithms/metrics.py",
     "forge_core/algorithms/primitives.py",
 )
-TESTS = ("admission", "advantages", "losses", "metrics")
+TESTS = ("admission", "advantages", "gae", "losses", "metrics")
 DATA = ("numpy_losses.py", "trl_losses.json")
 
 _SETTINGS = """
