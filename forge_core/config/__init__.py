@@ -213,6 +213,11 @@ class RunConfig(Section):
                 f"loss {self.loss!r} gets one advantage a sequence, and algorithm.loss 'ppo' makes one a token: set "
                 "algorithm.loss to that whose advantages you want"
             )
+        if self.buffer.policy != "once" and algorithm.loss == "ppo":
+            raise ValueError(
+                f"buffer.policy {self.buffer.policy!r} keeps groups whose rewards differ, and algorithm.loss 'ppo' "
+                "also trains on others: set buffer.policy to 'once' or take another loss"
+            )
         if self.loss is not None:
             untouched = AlgorithmConfig()
             for name in ("entropy_coefficient", "correction", "kl"):

@@ -151,7 +151,6 @@ def _beside_the_trainer(config: RunConfig, name: str, parts: dict[str, int]) -> 
         field=name,
         gpus=0 if on_cpu else 1,
         memory_bytes=memory.PROCESS_BYTES + held if parts else 0,
-        hosts=(THIS_MACHINE,),
     )
 
 

@@ -99,6 +99,40 @@ def test_the_value_loss_and_its_gradient(clip: float) -> None:
     assert (means["val/clipfrac_avg"].total > 0) == (clip > 0)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_value_that_ran_ahead_gains_nothing_by_it(sign: float) -> None:
+    """From 0 to 1 of 2: allowed is 0.3, and the loss is that of 0.3, without a gradient."""
+    value = torch.tensor([[sign]], requires_grad=True)
+    old, target = torch.zeros(1, 1), torch.full((1, 1), 2 * sign)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    loss, told = value_loss(value, old, target, mask, clip=0.3, num_tokens=1)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.7**2 / 2)
+    assert value.grad is not None and value.grad.item() == 0.0
+    assert told["val/clipfrac_avg"] == Mean(1.0, 1.0)
+
+
+def test_returns_that_are_all_equal_explain_nothing() -> None:
+    sequence = Sequence(
+        token_ids=[7, 7, 7], num_prompt_tokens=1, mask=[True, True], figures={"values": [0.5, 1.0]}
+    )
+    config = AlgorithmConfig(loss="ppo", critic=CriticConfig(gamma=1.0, gae_lambda=1.0))
+    _, told = with_advantages([sequence], final_rewards([2.0], [sequence.mask]), config)
+    assert told == {
+        "val/explained_variance": Mean(0.0, 1.0),
+        "val/value_mean": Mean(1.5, 2.0),
+        "val/return_mean": Mean(4.0, 2.0),
+    }
+
+
+def test_a_token_alone_is_enough() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    found = generalized_advantages(3 * one, one, one.bool(), gamma=0.9, gae_lambda=0.5)
+    assert found.tolist() == [[2.0]]
+    with pytest.raises(ValueError, match="zip"):
+        final_rewards([1.0, 2.0], [[True]])
+
+
 def test_rewards_stand_at_the_last_token_that_the_policy_wrote() -> None:
     found = final_rewards([1.0, 2.0, 3.0], [[True, True], [True, False, True, False], [False]])
     assert found.tolist() == [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0], [0.0] * 4]

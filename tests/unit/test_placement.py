@@ -170,3 +170,16 @@ def _environment(pid: int) -> str:
         line.partition("=") for line in Path(f"/proc/{pid}/environ").read_text().split("\0")
     )
     return {name: value for name, _, value in pairs}["CUDA_VISIBLE_DEVICES"]
+
+
+def test_reference_and_critic_have_a_place_only_if_the_algorithm_asks_for_them() -> None:
+    def meshes(*overrides: str) -> set[str]:
+        return set(make_plan(_config(*overrides), [_host(2)]).grants)
+
+    plain = meshes()
+    assert plain.isdisjoint({"reference", "critic"})
+    assert meshes("algorithm.kl.coefficient=0.1") == plain | {"reference"}
+    assert meshes("algorithm.loss=ppo") == plain | {"critic"}
+    on_gpus = _config("algorithm.loss=ppo", "trainer.device=cuda")
+    grants = make_plan(on_gpus, [_host(2, gpus=3)]).grants
+    assert len({*grants["trainer"].gpus, *grants["critic"].gpus}) == 3
