@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forge_core.processes import Processes
-from forge_core.services.health import HealthOptions, watch
+from forge_core.services.errors import ReplicaLost
+from forge_core.services.health import Failure, FailureKind, HealthOptions, watch
+from forge_core.services.metrics import ReplicaMetrics, ReplicaSnapshot
 from forge_core.services.policy import UnitName
+from forge_core.services.replica import State
+
+if TYPE_CHECKING:
+    from forge_core.actor_mesh import ActorMesh
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +63,30 @@ class Mesh:
         """How often it was opened."""
         self._processes = processes
         self._spawn = spawn
-        self._actors: Any = None
+        self._life: ActorMesh | None = None
         self._opened = asyncio.Condition()
         self._num_opened = 0
         self.loaded = asyncio.Event()
         """Set while its processes have imported and loaded what they need, in which they may have been deaf."""
         self._failed_opening = 0
-        self._deadlines: set[asyncio.Timeout] = set()
+        self.metrics = ReplicaMetrics(time.monotonic())
+        """What it did, through all openings."""
+        self.under_way = 0
+        """Calls that are not answered yet."""
+        self.load = 0.0
+        """What those weigh, such as the tokens that they may take; where a call leaves work behind, with that work."""
 
     async def open(self, started_at: float) -> None:
         """Start the processes and their actors. Raises TimeoutError if they do not answer in time."""
         self.openings += 1
+        self.metrics.lives = self.openings
         self.started_at = started_at
         self.loaded.clear()
-        self._actors = await self._spawn(started_at)
+        # Here, for it loads Monarch.
+        from forge_core.actor_mesh import ActorMesh
+
+        actors = await self._spawn(started_at)
+        self._life = ActorMesh(self._processes[self.name], actors)
         async with self._opened:
             self._num_opened = self.openings
             self._opened.notify_all()
@@ -96,6 +113,7 @@ class Mesh:
     def serve(self) -> None:
         """Let calls through again."""
         self.failure = None
+        self.metrics.serve(time.monotonic())
         self.loaded.set()
 
     def has_failed(self) -> bool:
@@ -111,15 +129,13 @@ class Mesh:
         if self.failure is None:
             self.failure, self.failed_at = reason, time.time()
             self._failed_opening = self.openings
+            self.metrics.fail(time.monotonic(), FailureKind.DIED, reason, self.under_way)
         elif self.openings != self._failed_opening:
             self._failed_opening = self.openings
             logger.warning("%s failed while it was started again: %s", self.name, reason)
             self.failure = reason
-        # Monarch takes seconds to tell them.
-        now = asyncio.get_running_loop().time()
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(now)
+        if self._life is not None:
+            self._life.abandon(Failure(FailureKind.DIED, reason))
 
     async def watch(self, options: HealthOptions) -> int:
         """Return once one of its processes has failed; the others are killed, so that calls to them end.
@@ -133,48 +149,73 @@ class Mesh:
         await processes.kill()
         return opening
 
-    async def call(self, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
-        """Call an endpoint on every actor; answers in rank order.
+    def produce(self, number: int) -> None:
+        """An answer brought so many tokens or episodes."""
+        self.metrics.produce(time.monotonic(), number)
+
+    def snapshot(self) -> ReplicaSnapshot:
+        """What it did so far."""
+        return self.metrics.snapshot(
+            time.monotonic(),
+            name=self.name,
+            state=State.SERVING if self.failure is None else State.FAILED,
+            pids=() if self._life is None else self._life.pids,
+            under_way=self.under_way,
+            load=self.load,
+        )
+
+    async def call(
+        self, endpoint: str, *args: Any, timeout_seconds: float, load: float = 0.0
+    ) -> list[Any]:
+        """Call an endpoint on every actor; answers in rank order. `load` is what the call weighs meanwhile.
 
         Raises what the endpoint raised (once all ranks have answered: the error of the lowest rank that failed), or
         MeshCall if an actor is dead, does not answer in time, or met a dead process itself.
         """
+        began = time.monotonic()
+        self.under_way, self.load = self.under_way + 1, self.load + load
+        try:
+            answers = await self._call(endpoint, args, timeout_seconds)
+        except asyncio.CancelledError:
+            self.metrics.cancelled += 1
+            raise
+        except Exception:
+            if not self.has_failed():  # else it counts as lost
+                self.metrics.errors += 1
+            raise
+        else:
+            self.metrics.answer(now := time.monotonic(), now - began)
+            return answers
+        finally:
+            self.under_way, self.load = self.under_way - 1, self.load - load
+
+    async def _call(
+        self, endpoint: str, args: tuple[Any, ...], timeout_seconds: float
+    ) -> list[Any]:
         from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
-        from monarch.actor import ActorError
 
         if self.failure is not None and self.name not in _preparing.get():
             raise MeshCall(f"mesh {self.name} has failed: {self.failure}")
-        opening, started = self.openings, time.monotonic()
+        assert self._life is not None, f"mesh {self.name} was not opened"
+        opening, life = self.openings, self._life
+        send = functools.partial(getattr(life.actors, endpoint).call, *args)
         try:
             # Not `wait_for`, which on Python 3.11 can swallow a cancellation.
-            async with asyncio.timeout(timeout_seconds) as deadline:
-                self._deadlines.add(deadline)
-                try:
-                    answers = await getattr(self._actors, endpoint).call(*args)
-                finally:
-                    self._deadlines.discard(deadline)
-        except ActorError as error:
-            cause = error.exception
-            if isinstance(cause, SupervisionError):
-                # What it asked is dead, not this mesh.
-                raise MeshCall(
-                    f"mesh {self.name} failed during {endpoint}: {_first_line(cause)}"
-                ) from error
-            cause.add_note(f"raised in mesh {self.name}, endpoint {endpoint}:\n{error}")
-            raise cause from None
+            async with asyncio.timeout(timeout_seconds) as limit:
+                answers = await life.answered(endpoint, send)
         except TimeoutError:
-            if time.monotonic() - started < timeout_seconds:
-                raise MeshCall(
-                    f"mesh {self.name} failed during {endpoint}: {self.failure}"
-                ) from None
+            if not limit.expired():  # the endpoint's own
+                raise
             reason = f"did not answer {endpoint} within {timeout_seconds:g} s"
             self._fail(opening, reason)
             raise MeshCall(f"mesh {self.name} {reason}") from None
-        except RuntimeError as error:
-            # Monarch's own: what an endpoint raises comes as an ActorError.
-            self._fail(opening, _first_line(error))
+        except ReplicaLost as lost:
+            self._fail(opening, str(lost))
+            raise MeshCall(f"mesh {self.name} failed during {endpoint}: {lost}") from lost
+        except SupervisionError as error:
+            # What it asked is dead, not this mesh.
             raise MeshCall(
-                f"mesh {self.name} failed during {endpoint}: {_first_line(error)}"
+                f"mesh {self.name} failed during {endpoint}: {_one_line(error)}"
             ) from error
         return list(answers.values())
 
@@ -184,5 +225,5 @@ class Mesh:
             self.fail(reason)
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -34,9 +33,8 @@ from forge_core.placement.machines import open_machines
 from forge_core.placement.roles import COMPUTING, Role
 from forge_core.process_environment import MONARCH_ENVIRONMENT, process_environment
 from forge_core.processes import Processes
+from forge_core.services.fault_hook import install_fault_hook
 from storage.objects import open_store
-
-logger = logging.getLogger(__name__)
 
 _FORGET_TIMEOUT_SECONDS = 1.0
 
@@ -142,10 +140,8 @@ async def open_meshes(
     here, not with this module.
     """
     preload()
-    import monarch.actor
-
     # A fault is raised at whoever calls the failed mesh; without a hook it would also end this process.
-    monarch.actor.unhandled_fault_hook = _log_fault
+    install_fault_hook()
     # Whatever folder a process on another host works in.
     store_uri = open_store(store_uri).uri
     # Who only scores needs no others.
@@ -266,10 +262,6 @@ async def _start_weight_store(owned: Processes, opening: int, config: RunConfig)
     await weight_store.start(
         volume, weight_store_name(opening), timeout_seconds=config.timeouts.startup_seconds
     )
-
-
-def _log_fault(failure: Any) -> None:
-    logger.warning("mesh %s: %s", failure.mesh_name, " ".join(failure.report().split())[:300])
 
 
 def _process(threads: int, slot: Slot) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from forge_core.placement.allocator import Grant, Slot
 from forge_core.placement.plan import Plan
 from forge_core.process_environment import MONARCH_ENVIRONMENT
+from forge_core.services.fault_hook import handle_faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class ProcessMesh:
         from forge_core.actors.process import ProcessInfo
         from forge_core.services.evidence import this_machine
 
+        # Whoever has the mesh watches it.
+        handle_faults_of(name, f"{name}-process")
         command = default_bootstrap_cmd()
         # Those of this machine inherit it.
         inherited = {} if host is None else MONARCH_ENVIRONMENT

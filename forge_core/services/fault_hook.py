@@ -3,9 +3,9 @@
 Every dead process is reported once for each mesh of actors on it, after its callers were told. Without a hook the first
 report would end this process. With it,
 
-    a mesh that a service watches       its policy decides; the report is only logged
-    Monarch's own mesh for logs         goes with its process, whose other meshes are reported as well
-    any other mesh                      nobody handles it: `dying_loudly` ends with UnhandledFault
+    a mesh that a run or service watches  its policy decides; the report is only logged
+    Monarch's own mesh for logs           goes with its process, whose other meshes are reported as well
+    any other mesh                        nobody handles it: `dying_loudly` ends with UnhandledFault
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class _Handled:
 
     def add(self, *names: str) -> None:
         with self._lock:
-            self._names.update(names)
+            self._names.update(name.lower() for name in names)
 
     def __contains__(self, mesh_name: str) -> bool:
-        # Monarch adds an id of its own to the name that the mesh was spawned with.
-        name = mesh_name.rpartition("-")[0] or mesh_name
+        # Monarch puts the name that the mesh was spawned with in lower case and adds an id, TorchStore one before.
+        whole = mesh_name.lower()
+        name = whole.rpartition("-")[0] or whole
         with self._lock:
-            return name in self._names or mesh_name in self._names
+            return not self._names.isdisjoint((whole, name, name.rpartition("_")[0]))
 
 
 _handled = _Handled()

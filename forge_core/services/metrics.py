@@ -46,13 +46,13 @@ class Rate:
     def __init__(self) -> None:
         self._by_second: deque[tuple[int, int]] = deque()
 
-    def add(self, now: float) -> None:
-        """One event more."""
+    def add(self, now: float, number: int = 1) -> None:
+        """So many events more."""
         second = int(now)
         if self._by_second and self._by_second[-1][0] == second:
-            self._by_second[-1] = (second, self._by_second[-1][1] + 1)
+            self._by_second[-1] = (second, self._by_second[-1][1] + number)
         else:
-            self._by_second.append((second, 1))
+            self._by_second.append((second, number))
             self._forget(second)
 
     def per_second(self, now: float, since: float) -> float:
@@ -105,6 +105,10 @@ class ReplicaSnapshot:
     load: float
     """Sum of their costs."""
     answered_per_second: float
+    """Over the last minute."""
+    produced: int
+    """What answers brought, such as tokens, where anybody counts it."""
+    produced_per_second: float
     """Over the last minute."""
     seconds_p50: float | None
     """Median of the time from handing a request over to its answer."""
@@ -168,6 +172,8 @@ class ReplicaMetrics:
         self.lives = 0
         self._latencies = Latencies()
         self._rate = Rate()
+        self.produced = 0
+        self._yield = Rate()
         self._failures: deque[FailureRecord] = deque(maxlen=_KEPT_FAILURES)
         self._by_kind: Counter[str] = Counter()
 
@@ -176,6 +182,11 @@ class ReplicaMetrics:
         self.answered += 1
         self._latencies.add(seconds)
         self._rate.add(now)
+
+    def produce(self, now: float, number: int) -> None:
+        """Answers brought so much of what counts, such as tokens."""
+        self.produced += number
+        self._yield.add(now, number)
 
     def fail(self, now: float, kind: str, reason: str, requests: int) -> None:
         """A life ended in failure."""
@@ -226,6 +237,8 @@ class ReplicaMetrics:
             under_way=under_way,
             load=load,
             answered_per_second=self._rate.per_second(now, self._opened_at),
+            produced=self.produced,
+            produced_per_second=self._yield.per_second(now, self._opened_at),
             seconds_p50=self._latencies.percentile(50),
             seconds_p95=self._latencies.percentile(95),
             seconds_p99=self._latencies.percentile(99),

@@ -15,7 +15,9 @@ import torchstore
 import torchstore.api
 from monarch.actor import endpoint
 from torchstore.controller import Controller
+from torchstore.storage_volume import StorageVolume
 
+from forge_core.services.fault_hook import handle_faults_of
 from forge_core.weights import packing
 from forge_core.weights.manifest import Manifest
 
@@ -58,6 +60,8 @@ async def start(volume: Any, name: str, *, timeout_seconds: float) -> None:
     asking it.
     """
     install()
+    # They go with the processes of `volume`, which whoever started those watches.
+    handle_faults_of(StorageVolume.actor_name)
     async with asyncio.timeout(timeout_seconds):
         await torchstore.initialize(mesh=volume, store_name=name)
 
