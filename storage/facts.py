@@ -17,6 +17,7 @@ from storage.process_facts import Failed as Failed
 from storage.process_facts import Interval as Interval
 from storage.process_facts import IntervalKind as IntervalKind
 from storage.process_facts import Intervals as Intervals
+from storage.process_facts import Replica as Replica
 from storage.process_facts import Retry as Retry
 from storage.process_facts import Sealed as Sealed
 from storage.process_facts import Source as Source
@@ -266,6 +267,7 @@ Fact = (
     | Pruned
     | Retry
     | Failed
+    | Replica
     | Intervals
     | End
     | Sealed

@@ -88,8 +88,11 @@ class Ledger:
     diverged: list[facts.Diverged] = field(default_factory=list)
     """All of them, in order."""
     retries: list[facts.Retry] = field(default_factory=list)
+    """All of them, in order."""
     failures: list[facts.Failed] = field(default_factory=list)
     """All of them, in order."""
+    replicas: dict[str, facts.Replica] = field(default_factory=dict)
+    """By mesh, what it did in the incarnation that told last."""
     sources: list[facts.Source] = field(default_factory=list)
     """Code of the user's, of all incarnations."""
     meshes: dict[str, list[facts.Interval]] = field(default_factory=dict)
@@ -240,6 +243,8 @@ class Ledger:
                 self.pruned.update(fact.steps)
             case facts.Failed():
                 self.failures.append(fact)
+            case facts.Replica():
+                self.replicas[fact.mesh] = fact
             case facts.Retry():
                 self.retries.append(fact)
             case facts.Intervals():

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from storage.records import FileRef, Record
 
@@ -88,6 +88,38 @@ class Failed(Record):
     """Unix seconds at which the clock of the new processes begins; None if the run ended before they served."""
     seconds: float
     """From the noticing until the mesh served again, or until the run ended, in seconds."""
+
+
+class Replica(Record):
+    """What a mesh of processes did in this incarnation so far; told now and then, and at the end."""
+
+    kind: Literal["replica"] = "replica"
+    mesh: str
+    """Name of the mesh."""
+    answered: NonNegativeInt
+    """Calls answered."""
+    errors: NonNegativeInt
+    """Calls whose endpoint raised."""
+    lost: NonNegativeInt
+    """Calls under way when its processes failed."""
+    restarts: NonNegativeInt
+    """Times that it was started again."""
+    under_way: NonNegativeInt
+    """Calls not answered yet."""
+    load: float
+    """Its queue: response tokens that what it has under way may take; 0 where nobody counts them."""
+    answered_per_second: float
+    """Over the last minute."""
+    produced: NonNegativeInt
+    """Response tokens of a generator, episodes of the verifier, 0 of others."""
+    produced_per_second: float
+    """The same over the last minute."""
+    seconds_p50: float | None
+    """Median time to an answer; None without answers."""
+    seconds_p95: float | None
+    """95th percentile of the same."""
+    seconds_p99: float | None
+    """99th percentile of the same."""
 
 
 class Interval(Record):

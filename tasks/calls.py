@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import logging
 
 from forge_core.actors.messages import (
     GenerateReply,
@@ -15,8 +16,14 @@ from forge_core.actors.messages import (
 )
 from forge_core.mesh import Mesh, MeshCall
 from storage import facts, layout
+from storage.groups import GroupState
 from storage.records import PartRef
 from tasks.run import ActiveRun
+
+logger = logging.getLogger(__name__)
+
+_SCORING_ATTEMPTS = 3
+"""Times that the verifier may fail while it scores a part."""
 
 
 class Overtaken(MeshCall):
@@ -53,11 +60,12 @@ async def on_replicas(
 async def _on_replica(
     run: ActiveRun, replica: int, endpoint: str, request: GenerateRequest, timeout_seconds: float
 ) -> GenerateReply:
+    load = tokens_of(run, len(request.prompts) * request.num_samples)
     while True:
         mesh = await _serving(run, replica, request.policy_version)
         try:
             answers: list[GenerateReply] = await mesh.call(
-                endpoint, request, timeout_seconds=timeout_seconds
+                endpoint, request, timeout_seconds=timeout_seconds, load=load
             )
         except MeshCall:
             if not mesh.has_failed() or run.recovery is None:
@@ -66,7 +74,14 @@ async def _on_replica(
             request = dataclasses.replace(request, attempt=request.attempt + 1)
             continue
         run.append(run.intervals(mesh.name, answers[0].intervals))
+        if answers[0].stored is not None:
+            mesh.produce(answers[0].stored.response_tokens)
         return answers[0]
+
+
+def tokens_of(run: ActiveRun, num_episodes: int) -> float:
+    """Response tokens that so many episodes may take, by which a replica's load is counted."""
+    return float(num_episodes * run.config.sampling.max_tokens)
 
 
 async def _serving(run: ActiveRun, replica: int, version: int) -> Mesh:
@@ -85,7 +100,7 @@ async def _serving(run: ActiveRun, replica: int, version: int) -> Mesh:
                 if not other.has_failed() and _version(run, index) in (None, version)
             ]
             if others:
-                return others[replica % len(others)]
+                return min(others, key=lambda other: other.load)
         await _revived(run, mesh)
     serves = _version(run, replica)
     if serves is not None and serves > version:
@@ -162,15 +177,31 @@ async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
         "score", request, timeout_seconds=deadline
     )
     run.append(run.intervals("verifier", answers[0].intervals))
+    run.meshes.verifier.produce(answers[0].num_episodes)
     return answers[0]
 
 
 async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef) -> None:
-    """Score a generated part and commit it. Idempotent by round and replica: the first commit counts."""
+    """Score a generated part and commit it. Idempotent by round and replica: the first commit counts.
+
+    A part in whose scoring the verifier failed again and again may be what kills it: its groups are dropped as failed.
+    """
     name = layout.part_name(round, replica)
-    if layout.commit_key(run.run_id, name) in run.ledger.commits:
+    groups = _groups_of(run, round, replica)
+    if layout.commit_key(run.run_id, name) in run.ledger.commits or (
+        groups and not not_dropped(run, groups)
+    ):
         return
-    reply = await score_part(run, ScoreRequest(run_id=run.run_id, part=part, commit=name))
+    try:
+        reply = await score_part(run, ScoreRequest(run_id=run.run_id, part=part, commit=name))
+    except MeshCall as error:
+        run.scorings_lost[name] += run.meshes.verifier.has_failed()
+        if run.scorings_lost[name] < _SCORING_ATTEMPTS:
+            raise
+        logger.error("%s: dropped as failed, for %s", name, error)
+        dropped = not_dropped(run, groups)
+        run.append(facts.Dropped(group_ids=dropped, reason="failed", step=None))
+        return
     assert reply.commit is not None
     # Looked up again: the entry may have been written although its writing failed.
     if reply.commit not in run.ledger.commits:
@@ -184,3 +215,14 @@ async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef)
                 sha256=hashlib.sha256(run.store.read(reply.commit)).hexdigest(),
             )
         )
+
+
+def _groups_of(run: ActiveRun, round: int, replica: int) -> tuple[str, ...]:
+    """The groups of a part, as the log tells them."""
+    parts = run.ledger.generated_in.get(round, [])
+    return next((fact.group_ids for fact in parts if fact.replica == replica), ())
+
+
+def not_dropped(run: ActiveRun, group_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that the log has not dropped yet: an attempt before may have."""
+    return tuple(g for g in group_ids if run.ledger.groups[g].state != GroupState.DROPPED)

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from forge_core.actors.messages import DrawnPrompt, GenerateRequest, StoredPart
 from storage import facts, layout
-from storage.groups import GroupState
 from tasks.batches import choose_batch
-from tasks.calls import commit_scored, on_replicas
+from tasks.calls import commit_scored, not_dropped, on_replicas
 from tasks.learn import level
 from tasks.references import Generation, Round, Scored, StepBatch
 from tasks.refill import drawn_for, may_fill_up
@@ -168,11 +167,6 @@ def draw(run: ActiveRun, ordinals: Iterable[int]) -> list[DrawnPrompt]:
         )
         for ordinal in ordinals
     ]
-
-
-def not_dropped(run: ActiveRun, group_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that the log has not dropped yet: an attempt before may have."""
-    return tuple(g for g in group_ids if run.ledger.groups[g].state != GroupState.DROPPED)
 
 
 def admitted(round: int, drawn: list[DrawnPrompt], step: int | None = None) -> facts.Admitted:

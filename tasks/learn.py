@@ -26,6 +26,9 @@ from tasks.turns import in_turn, turn
 
 logger = logging.getLogger(__name__)
 
+_REPLICAS_SECONDS = 30.0
+"""Shortest time between two facts that tell what each mesh did."""
+
 
 class BoundExceeded(RuntimeError):
     """A bound of the config that the run promised to keep is broken; trying again would not mend it."""
@@ -93,6 +96,7 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
             metrics=metrics,
             checkpoint=None,
         ),
+        *run.replicas(every_seconds=_REPLICAS_SECONDS),
     )
     await settle_checkpoint(run, wait=False)
     return True

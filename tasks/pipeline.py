@@ -27,7 +27,8 @@ from storage import facts, layout
 from storage.groups import GroupState
 from storage.ledger import Ledger
 from tasks.batches import choose_batch, groups_without_signal
-from tasks.collect import admitted, draw, generated, not_dropped
+from tasks.calls import not_dropped, tokens_of
+from tasks.collect import admitted, draw, generated
 from tasks.learn import check_parity, published_fact
 from tasks.references import StepBatch
 from tasks.run import ActiveRun
@@ -147,6 +148,7 @@ class Pipeline:
         self.attempts.update(layout.group_id(self.run.run_id, ordinal) for ordinal in orphans)
         self.requests.pop(replica, None)
         self.under_way.pop(replica, None)
+        self.run.meshes.generators[replica].load = 0.0
 
     def all_serve(self, version: int) -> bool:
         """Whether every replica serves this version or a newer one."""
@@ -246,10 +248,13 @@ class Pipeline:
         del self.requests[replica]
         run.loads = loads
         self.under_way[replica] = reply.num_under_way
+        mesh = run.meshes.generators[replica]
+        mesh.load = tokens_of(run, reply.num_under_way * run.config.group_size)
         self.seconds += reply.seconds
         if reply.stored is not None:
             self.parts.append(Part(round=reply.seq, replica=replica, stored=reply.stored))
             self.tokens += reply.stored.response_tokens
+            mesh.produce(reply.stored.response_tokens)
         for group_id in reply.too_long:
             self.admission.drop(self._ordinal(group_id))
         if reply.loaded is not None:
@@ -309,8 +314,14 @@ class Pipeline:
             check_parity(self.run, published)
 
     async def scored(self, part: Part) -> None:
-        """A part is committed; its groups are ready to be trained on, or give way to others for want of a signal."""
-        for group_id in self._filtered(part.stored.group_ids):
+        """A part is committed; its groups are ready to be trained on, or give way to others for want of a signal.
+
+        One that could not be scored has none: its groups were dropped as failed.
+        """
+        groups = self.run.ledger.groups
+        failed = tuple(each for each in part.stored.group_ids if groups[each].reason == "failed")
+        scored = tuple(each for each in part.stored.group_ids if each not in failed)
+        for group_id in (*failed, *self._filtered(scored)):
             self.admission.drop(self._ordinal(group_id))
         for group_id in part.stored.group_ids:
             self.admission.finish(self._ordinal(group_id))

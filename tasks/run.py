@@ -8,6 +8,7 @@ import logging
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from forge_core.environments import Environment, load_environment
 from forge_core.mesh import Mesh
 from forge_core.meshes import Meshes, open_meshes
 from forge_core.placement.roles import mesh_names, roles_of
+from forge_core.services.metrics import ReplicaSnapshot
 from forge_core.settings import stored_config
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
@@ -99,6 +101,10 @@ class ActiveRun:
     """What brings meshes back that fail."""
     turns: Turns | None = None
     """Whose turn it is, where generators and trainer are colocated."""
+    scorings_lost: Counter[str] = field(default_factory=Counter)
+    """By part, how often the verifier failed while it scored it."""
+    replicas_told_at: float = field(default_factory=time.monotonic)
+    """When the log was last told what each mesh did, on the monotonic clock."""
 
     @property
     def continued_by(self) -> str:
@@ -150,7 +156,20 @@ class ActiveRun:
                 continue
             answers = await mesh.call("intervals", timeout_seconds=timeout)
             told.append(self.intervals(mesh.name, answers[0]))
-        self.append(*told)
+        self.append(*told, *self.replicas())
+
+    def replicas(self, *, every_seconds: float = 0.0) -> list[facts.Replica]:
+        """The facts that tell what each mesh did so far; none if they were told less than `every_seconds` ago."""
+        if time.monotonic() - self.replicas_told_at < every_seconds:
+            return []
+        self.replicas_told_at = time.monotonic()
+        return [replica_fact(mesh.snapshot()) for mesh in self.meshes.all]
+
+
+def replica_fact(did: ReplicaSnapshot) -> facts.Replica:
+    """What a mesh did, for the log."""
+    shared = facts.Replica.model_fields.keys() - {"kind", "mesh"}
+    return facts.Replica(mesh=did.name, **{name: getattr(did, name) for name in shared})
 
 
 _current: ContextVar[ActiveRun] = ContextVar("forgeflow_run")

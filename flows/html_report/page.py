@@ -57,6 +57,7 @@ def _shown(run: RunData) -> dict[str, Any]:
         "dropped": summary["groups"]["dropped"],
         "retries": ledger.retries,
         "failures": ledger.failures,
+        "replicas": [ledger.replicas[mesh] for mesh in sorted(ledger.replicas)],
         "samples": run.samples,
         "sources": summary["sources"],
         "versions": summary["versions"],

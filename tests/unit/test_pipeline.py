@@ -68,6 +68,11 @@ class Mesh:
     name: str
     openings: int = 1
     is_dead: bool = False
+    load: float = 0.0
+    produced: int = 0
+
+    def produce(self, number: int) -> None:
+        self.produced += number
 
     def has_failed(self) -> bool:
         return self.is_dead

@@ -11,7 +11,13 @@ from typing import Any, cast
 import pytest
 
 import tasks.revival
-from forge_core.actors.messages import GenerateReply, GenerateRequest, LoadReply, PublishReply
+from forge_core.actors.messages import (
+    GenerateReply,
+    GenerateRequest,
+    LoadReply,
+    PublishReply,
+    StoredPart,
+)
 from forge_core.config import RunConfig
 from forge_core.mesh import Mesh, MeshCall
 from forge_core.meshes import Meshes
@@ -20,8 +26,9 @@ from storage import facts
 from storage.ledger import Ledger
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
-from storage.records import Controller
-from tasks.calls import Overtaken, on_replicas
+from storage.records import Controller, PartRef
+from tasks.calls import Overtaken, commit_scored, on_replicas
+from tasks.collect import generated
 from tasks.learn import level
 from tasks.recovery import CrashLoop, FailedFast, guarded
 from tasks.run import ActiveRun
@@ -40,6 +47,7 @@ class FakeMesh:
         self.openings = 1
         self.asked: list[Any] = []
         self.dies_in_call = 0
+        self.load = 0.0
         self._failed, self._opened = asyncio.Event(), asyncio.Event()
         self.loaded = asyncio.Event()
 
@@ -71,7 +79,9 @@ class FakeMesh:
     def serve(self) -> None:
         self.failure = None
 
-    async def call(self, endpoint: str, *arguments: Any, timeout_seconds: float) -> list[Any]:
+    async def call(
+        self, endpoint: str, *arguments: Any, timeout_seconds: float, load: float = 0.0
+    ) -> list[Any]:
         if self.has_failed():
             raise MeshCall(f"{self.name} has failed")
         self.asked.append(arguments[0])
@@ -85,7 +95,9 @@ class FakeMesh:
         return [GenerateReply(stored=None, too_long=(self.name,), intervals=())]
 
 
-def run_of(folder: Path, *generators: FakeMesh, **chosen: Any) -> ActiveRun:
+def run_of(
+    folder: Path, *generators: FakeMesh, verifier: FakeMesh | None = None, **chosen: Any
+) -> ActiveRun:
     store = LocalStore(folder)
     log = RunLog.claim(store, "r", Controller.this_process(versions={}, git_commit=None))
     given = {"restart_delay_seconds": 0.0, **chosen}
@@ -98,7 +110,9 @@ def run_of(folder: Path, *generators: FakeMesh, **chosen: Any) -> ActiveRun:
         log=log,
         ledger=Ledger.fold([], read_incarnations(store, "r")),
         meshes=Meshes(
-            generators=cast(tuple[Mesh, ...], generators), opened_trainer=None, opened_verifier=None
+            generators=cast(tuple[Mesh, ...], generators),
+            opened_trainer=None,
+            opened_verifier=cast(Mesh, verifier),
         ),
         environment=cast(Any, None),
     )
@@ -293,3 +307,38 @@ def test_a_request_goes_to_no_replica_that_serves_newer_weights(
         assert {each.policy_version for each in run.loads.values()} == {2}
 
     asyncio.run(body())
+
+
+def test_what_kills_the_verifier_again_and_again_is_dropped_as_failed(
+    tmp_path: Path, prepared: list[str]
+) -> None:
+    part = PartRef(key="part", sha256="s", bytes=1, rows=2)
+    stored = StoredPart(
+        part=part, group_ids=("g0", "g1"), policy_version_min=0, policy_version_max=0,
+        prompt_tokens=4, response_tokens=6, seconds=0.5,
+    )  # fmt: skip
+
+    async def body() -> ActiveRun:
+        verifier = FakeMesh("verifier", "verifier")
+        run = run_of(tmp_path, verifier=verifier)
+        draws = tuple(
+            facts.Draw(draw=i, group_id=f"g{i}", prompt_id=f"p{i}", environment="e", index=i)
+            for i in range(2)
+        )
+        run.append(facts.Admitted(round=1, draws=draws), generated(1, 0, stored))
+        verifier.dies_in_call = 3
+        async with asyncio.timeout(SECONDS), guarded(run):
+            assert run.recovery is not None
+            for _ in range(2):
+                with pytest.raises(MeshCall):
+                    await commit_scored(run, 1, 0, part)
+                await run.recovery.revive(cast(Mesh, verifier))
+            await commit_scored(run, 1, 0, part)
+            await run.recovery.revive(cast(Mesh, verifier))
+            await commit_scored(run, 1, 0, part)
+        assert len(verifier.asked) == 3, "what is dropped is not scored once more"
+        return run
+
+    run = asyncio.run(body())
+    assert {group.reason for group in run.ledger.groups.values()} == {"failed"}
+    assert not run.ledger.problems
