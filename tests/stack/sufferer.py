@@ -53,8 +53,8 @@ class Sufferer:
             time.sleep(0.05)
 
     def processes(self, mesh: str | None = None) -> list[psutil.Process]:
-        """Every process of the run, or of a mesh of it."""
-        found = []
+        """Every process of the run, or of a mesh of it: the oldest first."""
+        found: list[psutil.Process] = []
         for process in psutil.process_iter():
             try:
                 variables = process.environ()
@@ -62,7 +62,8 @@ class Sufferer:
                 continue
             if variables.get(MARK) == self.mark and mesh in (None, variables.get(MESH_VARIABLE)):
                 found.append(process)
-        return found
+        # By age, for numbers start over: what a process of a mesh has started is no rank of it.
+        return sorted(found, key=psutil.Process.create_time)
 
     def finish(self) -> Finished:
         """Wait for its end."""
