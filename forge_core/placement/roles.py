@@ -9,7 +9,7 @@ from forge_core.config import RunConfig
 Role = Literal["generators", "trainer", "reference", "critic", "verifier", "weights"]
 """What meshes are for."""
 
-COMPUTING: frozenset[Role] = frozenset({"generators", "trainer"})
+COMPUTING: frozenset[Role] = frozenset({"generators", "trainer", "reference", "critic"})
 """Those that may lie on other hosts."""
 
 _ALL: frozenset[Role] = frozenset({"generators", "trainer", "verifier", "weights"})

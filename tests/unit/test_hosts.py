@@ -25,6 +25,7 @@ from forge_core.placement.hosts import THIS_MACHINE, Host
 from forge_core.placement.jobs import make_job
 from forge_core.placement.machines import open_machines
 from forge_core.placement.plan import make_plan
+from forge_core.placement.roles import roles_here
 from forge_core.settings import load_config
 
 
@@ -89,6 +90,9 @@ def test_what_computes_lies_elsewhere_and_the_rest_here() -> None:
         "controller": THIS_MACHINE, "verifier": THIS_MACHINE, "weights": THIS_MACHINE,
         "trainer": "host a", "generator-0": "host b",
     }  # fmt: skip
+    with_reference = _config("algorithm.kl.coefficient=0.1", "hosts.source=slurm")
+    assert make_plan(with_reference, [here, *others]).grants["reference"].host != THIS_MACHINE
+    assert roles_here(with_reference) == {"verifier", "weights"}
     with pytest.raises(ValueError, match="cores"):
         make_plan(
             _config(
