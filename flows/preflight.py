@@ -18,7 +18,6 @@ from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.placement.roles import roles_here
-from forge_core.supervised.split import check_data
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -61,7 +60,11 @@ def check_config(config: RunConfig) -> ModelDirectory | None:
     environment = load_environment(config.environment, config.seed)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
-    check_data(config.warm_start)
+    if config.warm_start.data is not None:
+        # Brings pyarrow, which most commands do without.
+        from forge_core.supervised.split import check_data
+
+        check_data(config.warm_start)
     _check_context(config, model, [prompt.text for prompt in prompts])
     if (shape := model_shape(config, model)) is not None:
         _check_tensor_parallel(config, shape)

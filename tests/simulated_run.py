@@ -67,6 +67,9 @@ class _Mesh:
     def has_failed(self) -> bool:
         return self.is_dead
 
+    def produce(self, number: int) -> None:
+        """What metrics of a replica count."""
+
 
 class SimulatedRun:
     """One run, step by step."""
