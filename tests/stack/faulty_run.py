@@ -18,12 +18,12 @@ def main_with_faults() -> None:
     calls: dict[str, int] = {}
     true_call, true_read = Mesh.call, tasks.batches.read_committed
 
-    async def call(self: Mesh, endpoint: str, *args: Any, timeout_seconds: float) -> list[Any]:
+    async def call(self: Mesh, endpoint: str, *args: Any, **how: Any) -> list[Any]:
         calls[endpoint] = calls.get(endpoint, 0) + 1
         fails = calls[endpoint] == FAILS_AT_CALL.get(endpoint)
         if fails and endpoint == "score":
             raise MeshCall("planted: the verifier is gone")
-        answers = await true_call(self, endpoint, *args, timeout_seconds=timeout_seconds)
+        answers = await true_call(self, endpoint, *args, **how)
         if fails:
             raise MeshCall(f"planted: the answer of {endpoint} was lost")
         return answers
