@@ -31,13 +31,14 @@ async def hybrid_rounds(run: ActiveRun) -> None:
     scored = await _collect(rounds[0])
     for this, following in zip(rounds, [*rounds[1:], None], strict=True):
         batches = await _filled_up(run, scored)
+        collected = scored
         if following is None:
-            await _train(run, scored)
+            await train(batches)
         else:
             _, collected = await together(train(batches), _collect(following))
-            # What was given up is drawn anew once the generators have time.
-            await _train(run, scored)
-            scored = collected
+        # What was given up is drawn anew once the generators have time.
+        await _train(run, scored)
+        scored = collected
         await publish(this.last_step)
         if is_checkpoint_due(run, this.last_step):
             await checkpoint(this.last_step)
