@@ -10,8 +10,8 @@ MONARCH_ENVIRONMENT = {
     # On a busy machine a process may take long to tell how it is; that it hangs is found out by its heartbeats.
     "HYPERACTOR_MESH_GET_ACTOR_STATE_MAX_IDLE": "60s",
     "HYPERACTOR_MESH_GET_PROC_STATE_MAX_IDLE": "60s",
-    # How long a worker on another host waits before it ends what a controller that died has left there. With 5 s a
-    # busy machine's trainer was ended as an orphan while its controller lived.
+    # How long a process waits before it takes a controller that is silent for dead, and ends: workers on other hosts
+    # have nothing else that ends them, and on a busy machine a controller that lives can be silent for seconds.
     "HYPERACTOR_MESH_ORPHAN_TIMEOUT": "30s",
     # Monarch's own log, in a folder of the user's that all its programs share, would grow with every run.
     "MONARCH_FILE_LOG": "error",

@@ -12,28 +12,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal[
-    "startup",
-    "warm_start",
-    "generate",
-    "score",
-    "train",
-    "evaluate",
-    "weights",
-    "checkpoint",
-    "wait_batch",
-    "wait_weights",
-    "wait_slot",
-]
+from storage.process_facts import IntervalKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """One stretch of a mesh's time."""
 
-    kind: Kind
+    kind: IntervalKind
     """What it was spent on."""
     start: float
     """Unix time, seconds."""
@@ -63,14 +50,18 @@ class Timeline:
     """
 
     def __init__(
-        self, *, started_at: float, waits: Mapping[Kind, Kind], default_wait: Kind
+        self,
+        *,
+        started_at: float,
+        waits: Mapping[IntervalKind, IntervalKind],
+        default_wait: IntervalKind,
     ) -> None:
         # Anchored once and advanced by the monotonic clock: a stepped wall clock cannot make intervals overlap.
         self._offset = time.time() - time.monotonic()
         self._waits = dict(waits)
         self._default_wait = default_wait
-        self._kind: Kind = "startup"
-        self._working: Kind | None = None
+        self._kind: IntervalKind = "startup"
+        self._working: IntervalKind | None = None
         self._since = started_at
         self._closed: list[Interval] = []
 
@@ -78,14 +69,14 @@ class Timeline:
         """Unix time of this timeline's clock, seconds."""
         return time.monotonic() + self._offset
 
-    def _switch(self, kind: Kind) -> None:
+    def _switch(self, kind: IntervalKind) -> None:
         now = max(self.now(), self._since)
         if now > self._since:
             self._closed.append(Interval(kind=self._kind, start=self._since, end=now))
         self._kind, self._since = kind, now
 
     @contextmanager
-    def during(self, kind: Kind) -> Iterator[None]:
+    def during(self, kind: IntervalKind) -> Iterator[None]:
         """Mark work of `kind`; afterwards the work around it goes on, or the process waits for what follows."""
         outer, self._working = self._working, kind
         self._switch(kind)

@@ -39,12 +39,13 @@ from forge_core.rollout import (
     derive_seed,
     generate_episode,
 )
-from forge_core.timeline import Interval, Kind, Timeline
+from forge_core.timeline import Interval, Timeline
 from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
 from storage.episodes import SCHEMA, Figures
 from storage.objects import open_store
 from storage.parts import write_part
+from storage.process_facts import IntervalKind
 
 if TYPE_CHECKING:
     from forge_core.actors.engine import Engine
@@ -260,7 +261,7 @@ class Generator(Actor):
                 f"generator {self._replica} holds version {self._engine.policy_version} "
                 f"where {request.policy_version} was asked for"
             )
-        kind: Kind = "evaluate" if evaluate else "generate"
+        kind: IntervalKind = "evaluate" if evaluate else "generate"
         # An evaluation is of no step.
         step = 0 if evaluate else request.policy_version + 1
         with self._timeline.during(kind), self._profiler.during(request.run_id, step):

@@ -5,10 +5,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import made_episodes
 import pyarrow as pa
 import pytest
 import torch
@@ -366,34 +366,16 @@ def test_full_state_has_the_moments_of_every_parameter(
 
 
 def episode(draw: int, sample: int, **other: Any) -> dict[str, Any]:
-    group_id = layout.group_id("run", draw)
-    return {
-        "episode_id": layout.episode_id(group_id, sample),
-        "run_id": "run",
-        "group_id": group_id,
-        "draw": draw,
-        "sample": sample,
-        "environment": "sums",
-        "prompt_id": f"p{draw}",
-        "prompt": "1+1=",
-        "answer": "2",
-        "metadata": "{}",
+    """Three tokens, of which the second is the policy's in every other sample only."""
+    columns: dict[str, Any] = {
         "response": "2 .",
         "prompt_token_ids": [5, 6 + draw],
         "response_token_ids": [10 * draw + sample, 8, 9],
         "logprobs": [-0.5, -1.0, -0.25 * (draw + 1)],
         "mask": [True, sample == 0, True],
         "token_policy_versions": [3, 3, 3],
-        "turns": [],
-        "finish_reason": "stop",
-        "reward": float(sample),
-        "scores": [],
-        "seed": 17,
-        "attempts": 1,
-        "generate_seconds": 0.5,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-        **other,
     }
+    return made_episodes.episode(draw, sample, **columns | other)
 
 
 def commit(store: LocalStore, name: str, rows: list[dict[str, Any]]) -> str:

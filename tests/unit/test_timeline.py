@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from forge_core.timeline import Interval, Kind, Timeline
+from forge_core.timeline import Interval, Timeline
+from storage.process_facts import IntervalKind
 
-WAITS: dict[Kind, Kind] = {"generate": "wait_weights", "weights": "wait_slot"}
+WAITS: dict[IntervalKind, IntervalKind] = {"generate": "wait_weights", "weights": "wait_slot"}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def new_timeline(started_at: float | None = None) -> Timeline:
     return Timeline(started_at=start, waits=WAITS, default_wait="wait_batch")
 
 
-def kinds(intervals: list[Interval]) -> list[Kind]:
+def kinds(intervals: list[Interval]) -> list[IntervalKind]:
     return [interval.kind for interval in intervals]
 
 
