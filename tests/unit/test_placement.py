@@ -108,6 +108,15 @@ def test_colocated_meshes_need_the_memory_of_one_side_at_a_time() -> None:
     assert needs["apart"] - needs["colocated"] == min(trainer, generator)
 
 
+def test_who_writes_checkpoints_asks_for_the_memory_that_takes() -> None:
+    shape = memory.model_shape(_config())
+    assert shape is not None
+    # Weights and two moments of 4 bytes a parameter, and the file of the moments twice.
+    writing = 7 * 4 * shape.num_parameters
+    asked = asks(_config("trainer.ranks=1"), shape=shape)["trainer"].resting_bytes
+    assert asked == memory.PROCESS_BYTES + 2 * memory.published_bytes(shape) + writing
+
+
 def test_a_mesh_that_stopped_gives_back_what_it_held_and_may_take_it_again() -> None:
     plan = make_plan(_config("regime=hybrid"), [_host(2)])
     before = plan.grants["generator-0"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows import s3_block
 from flows.s3_block import VARIABLE, environment_of, use_s3_block
 
 SECRET = "canary-secret"
@@ -87,3 +88,14 @@ def test_a_store_in_a_directory_asks_for_no_block(monkeypatch: pytest.MonkeyPatc
     before = dict(os.environ)
     use_s3_block("./forge-store")
     assert dict(os.environ) == before
+
+
+def test_a_token_of_other_keys_is_not_sent_with_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "of the shell")
+    monkeypatch.setenv(VARIABLE, "s3-credentials/team")
+    monkeypatch.setattr(s3_block, "_used", None)
+    monkeypatch.setattr(s3_block, "_read", lambda reference: KEYS)
+    use_s3_block("s3://bucket/a")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
+    assert "AWS_SESSION_TOKEN" not in os.environ
