@@ -133,7 +133,7 @@ def test_an_async_runs_episodes_are_replayed_from_s3_with_a_blocks_credentials(
     survivor.result(RUN_SECONDS)
     block = save_writer(prefect_server, s3_server, tmp_path)
     done = subprocess.run(
-        command("replay", "async", "--run-id", "again", "--store", uri, "--verbose"),
+        command("replay", "async", "--run-id", "replayed", "--store", uri, "--verbose"),
         env=environment_with(block, prefect_server),
         capture_output=True,
         text=True,
@@ -141,14 +141,14 @@ def test_an_async_runs_episodes_are_replayed_from_s3_with_a_blocks_credentials(
     )
     assert done.returncode == 0, done.stderr
     store = open_store(uri)
-    run, again = (read_ledger(store, run_id) for run_id in ("async", "again"))
+    run, again = (read_ledger(store, run_id) for run_id in ("async", "replayed"))
     assert [again.steps[n].group_ids for n in again.steps] == [
         run.steps[n].group_ids for n in run.steps
     ]
     assert again.weights == run.weights
-    assert_verified("again", uri)
-    audit_store(uri, "again")
-    told = told_of_flow_run(prefect_server, "again")
+    assert_verified("replayed", uri)
+    audit_store(uri, "replayed")
+    told = told_of_flow_run(prefect_server, "replayed")
     assert uri in told
     left = b"".join(store.read_many(store.keys("")))
     assert WRITER[1] not in told + done.stdout + done.stderr

@@ -159,7 +159,10 @@ def _lives(pid: int) -> bool:
 
 
 def _mesh(process: psutil.Process) -> str | None:
-    return process.environ().get(MESH_VARIABLE)
+    try:
+        return process.environ().get(MESH_VARIABLE)
+    except psutil.NoSuchProcess:  # or a zombie: what other tests started has ended
+        return None
 
 
 def _advance(seq: int, num_prompts: int) -> AdvanceRequest:
