@@ -128,7 +128,7 @@ class Run:
                 "environment": group.draw and group.draw.environment,
                 "state": group.state.value,
                 "reason": group.reason,
-                "steps": group.steps,
+                "steps": list(group.steps),
                 "episodes": group.num_episodes,
                 "commit": group.commit,
             }

@@ -9,7 +9,7 @@ A group moves to the right only. Nothing is raised: where a fact cannot be true 
 as it is and a `Problem` is kept.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from storage import facts
@@ -49,19 +49,19 @@ class Problem:
 class Group:
     """What the log says about one group."""
 
-    draw: facts.Draw | None = None
-    """The draw that admitted it; None if the log never did."""
+    drawn: tuple[int, str, str, str, int] | None = None
+    """What the draw that admitted it says, as plain values: a record each would be most of a long run's memory."""
     state: GroupState = GroupState.ADMITTED
     """How far it has come."""
     commit: str | None = None
     """Key of the commit record that holds its episodes."""
     num_episodes: int = 0
     """Number of its committed episodes."""
-    steps: list[int] = field(default_factory=list)
+    steps: tuple[int, ...] = ()
     """Steps that trained on it, in order; a retraining of the same step counts once."""
     policy_version: int | None = None
     """A version that none of its tokens is older than, by the part that it was generated in."""
-    batched: list[int] = field(default_factory=list)
+    batched: tuple[int, ...] = ()
     """Steps that it was batched for, in the order in which that was logged."""
     released: str | None = None
     """Why it left the buffer, if it did."""
@@ -73,6 +73,25 @@ class Group:
     """Run that generated it, where that is another one."""
     to_run: str | None = None
     """Run that it was handed over to, if it was."""
+
+    @property
+    def draw(self) -> facts.Draw | None:
+        """The draw that admitted it; None if the log never did."""
+        if self.drawn is None:
+            return None
+        draw, group_id, prompt_id, environment, index = self.drawn
+        # They were valid when they came.
+        return facts.Draw.model_construct(
+            draw=draw,
+            group_id=group_id,
+            prompt_id=prompt_id,
+            environment=environment,
+            index=index,
+        )
+
+    @draw.setter
+    def draw(self, draw: facts.Draw) -> None:
+        self.drawn = (draw.draw, draw.group_id, draw.prompt_id, draw.environment, draw.index)
 
 
 class Groups(dict[str, Group]):
@@ -96,7 +115,7 @@ class Groups(dict[str, Group]):
     def admit(self, draw: facts.Draw) -> Group:
         """A draw lets its group in."""
         group = self.setdefault(draw.group_id, Group())
-        if group.draw is not None:
+        if group.drawn is not None:
             self._object(
                 "admitted_twice", draw.group_id, f"group {draw.group_id} was admitted twice"
             )
@@ -118,7 +137,7 @@ class Groups(dict[str, Group]):
     def reach(self, group_id: str, state: GroupState) -> Group:
         """Move a group to a later state; a group that is there or beyond stays where it is."""
         group = self.setdefault(group_id, Group())
-        if group.draw is None:
+        if group.drawn is None:
             self._object(
                 "not_admitted", group_id, f"group {group_id} was {state} and never admitted before"
             )
@@ -166,7 +185,7 @@ class Groups(dict[str, Group]):
         if group.released is not None:
             left = f"group {group_id} left the buffer as {group.released}"
             self._object("released", group_id, f"{left} before it was batched for step {step}")
-        group.batched.append(step)
+        group.batched += (step,)
 
     def release(self, group_id: str, fact: facts.Released) -> None:
         """A group left the buffer; one that was in no batch is dropped."""
@@ -194,7 +213,7 @@ class Groups(dict[str, Group]):
             sentence = f"group {group_id} was trained on at step {step} and handed over to run {group.to_run}"
             self._object("handed_over", group_id, sentence)
         if step not in group.steps:
-            group.steps.append(step)
+            group.steps += (step,)
 
     def _object(self, kind: str, offender: str, sentence: str) -> None:
         self._problems.append(Problem(kind, offender, sentence))

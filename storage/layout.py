@@ -4,6 +4,7 @@ The one place that spells keys.
 """
 
 import re
+import sys
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -25,7 +26,8 @@ def check_run_id(run_id: str) -> None:
 
 def group_id(run_id: str, draw: int) -> str:
     """The id of the group that is the run's draw number `draw`, counted from 0."""
-    return f"{run_id}-{draw:08d}"
+    # One string, however many facts name the group: a long run has millions of them.
+    return sys.intern(f"{run_id}-{draw:08d}")
 
 
 def episode_id(group: str, sample: int) -> str:

@@ -11,6 +11,7 @@ from typing import Self
 
 from storage import facts
 from storage.groups import Groups, GroupState, Problem
+from storage.packed import Index, ListIndex, PackedIntervals, PackedRecords
 from storage.records import Incarnation
 
 
@@ -27,7 +28,9 @@ class Ledger:
     """All incarnations of the run."""
     groups: Groups = field(init=False)
     """By id, in order of first mention."""
-    steps: dict[int, facts.Step] = field(default_factory=dict)
+    trained: PackedRecords[facts.Step] = field(init=False)
+    """Every training of a step in order, retrainings among them."""
+    steps: Index[int, facts.Step] = field(init=False)
     """By number, as last trained."""
     current_step: int = 0
     """Step that was completed last; smaller than the largest one while steps are trained again."""
@@ -35,8 +38,9 @@ class Ledger:
     """Steps whose retraining gave other weights."""
     batches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Groups that were batched, by step."""
-    buffered: dict[int, facts.Batched] = field(default_factory=dict)
+    buffered: Index[int, facts.Batched] = field(init=False)
     """The same of a run with a buffer, with what it was given then, by step."""
+    _buffered: PackedRecords[facts.Batched] = field(init=False, repr=False)
     released: dict[int, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Groups that left the buffer, by step and reason."""
     dropped_in: dict[int, list[str]] = field(default_factory=dict)
@@ -59,25 +63,23 @@ class Ledger:
     """Rounds of draws beyond those that were planned, by the step that they fill up, in order."""
     last_round: int = -1
     """Largest number of a round of generation."""
-    generated_in: dict[int, list[facts.Generated]] = field(default_factory=dict)
-    """Parts that were generated, by round."""
-    committed_in: dict[int, list[facts.Committed]] = field(default_factory=dict)
-    """Commits, by round."""
     weights: dict[int, str] = field(default_factory=dict)
     """Digest of the weights by policy version."""
     last_at: dict[int, float] = field(default_factory=dict)
     """Unix seconds of the last entry, by incarnation."""
-    generated: list[facts.Generated] = field(default_factory=list)
+    generated: PackedRecords[facts.Generated] = field(init=False)
+    """Parts that were generated, in order."""
+    generated_in: ListIndex[int, facts.Generated] = field(init=False)
+    """The same by round."""
+    committed: PackedRecords[facts.Committed] = field(init=False)
     """All of them, in order."""
-    committed: list[facts.Committed] = field(default_factory=list)
-    """All of them, in order."""
-    commits: dict[str, facts.Committed] = field(default_factory=dict)
+    committed_in: ListIndex[int, facts.Committed] = field(init=False)
+    """The same by round."""
+    commits: Index[str, facts.Committed] = field(init=False)
     """The same by the key of their commit record."""
     replayed: list[facts.Replayed] = field(default_factory=list)
     """All of them, in order."""
-    trained: list[facts.Step] = field(default_factory=list)
-    """Every training of a step in order, retrainings among them."""
-    published: list[facts.Published] = field(default_factory=list)
+    published: PackedRecords[facts.Published] = field(init=False)
     """All of them, in order."""
     evaluated: dict[str, facts.Evaluated] = field(default_factory=dict)
     """By name, as last evaluated."""
@@ -95,7 +97,7 @@ class Ledger:
     """By mesh, what it did in the incarnation that told last."""
     sources: list[facts.Source] = field(default_factory=list)
     """Code of the user's, of all incarnations."""
-    meshes: dict[str, list[facts.Interval]] = field(default_factory=dict)
+    meshes: dict[str, PackedIntervals] = field(default_factory=dict)
     """Intervals by mesh, in order."""
     ended: set[int] = field(default_factory=set)
     """Incarnations that ended in order."""
@@ -106,6 +108,16 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.groups = Groups(self.problems)
+        self._buffered = PackedRecords(facts.Batched)
+        self.buffered = Index(self._buffered)
+        self.trained = PackedRecords(facts.Step)
+        self.steps = Index(self.trained)
+        self.published = PackedRecords(facts.Published)
+        self.generated = PackedRecords(facts.Generated)
+        self.generated_in = ListIndex(self.generated)
+        self.committed = PackedRecords(facts.Committed)
+        self.committed_in = ListIndex(self.committed)
+        self.commits = Index(self.committed)
 
     @classmethod
     def fold(cls, entries: Iterable[facts.Entry], incarnations: Iterable[Incarnation]) -> Self:
@@ -188,7 +200,7 @@ class Ledger:
             case facts.Started():
                 self.sources.extend(fact.sources)
                 for mesh in fact.meshes:
-                    self.meshes.setdefault(mesh, [])
+                    self.meshes.setdefault(mesh, PackedIntervals())
             case facts.Forked():
                 self._fork(fact)
             case facts.Restored():
@@ -205,7 +217,7 @@ class Ledger:
             case facts.Generated():
                 self.last_round = max(self.last_round, fact.round)
                 self.generated.append(fact)
-                self.generated_in.setdefault(fact.round, []).append(fact)
+                self.generated_in.note_newest(fact.round)
                 for group_id in fact.group_ids:
                     group = self.groups.reach(group_id, GroupState.GENERATED)
                     group.policy_version = fact.policy_version_min
@@ -248,7 +260,7 @@ class Ledger:
             case facts.Retry():
                 self.retries.append(fact)
             case facts.Intervals():
-                self.meshes.setdefault(fact.mesh, []).extend(fact.intervals)
+                self.meshes.setdefault(fact.mesh, PackedIntervals()).extend(fact.intervals)
             case facts.End():
                 self.end = fact
                 self.ended.add(max(self.last_at))
@@ -274,8 +286,8 @@ class Ledger:
 
     def _commit(self, fact: facts.Committed) -> None:
         self.committed.append(fact)
-        self.commits[fact.commit] = fact
-        self.committed_in.setdefault(fact.round, []).append(fact)
+        self.commits.note_newest(fact.commit)
+        self.committed_in.note_newest(fact.round)
         self.groups.commit(fact)
 
     def _drop(self, fact: facts.Dropped) -> None:
@@ -309,7 +321,8 @@ class Ledger:
         self.batches[fact.step] = fact.group_ids
         self.advantages[fact.step] = fact.advantages
         if fact.kept is not None:
-            self.buffered[fact.step] = fact
+            self._buffered.append(fact)
+            self.buffered.note_newest(fact.step)
         for group_id in fact.group_ids:
             self.groups.batch(group_id, fact.step)
 
@@ -319,7 +332,6 @@ class Ledger:
             self.groups.release(group_id, fact)
 
     def _step(self, fact: facts.Step) -> None:
-        self.trained.append(fact)
         self.nonfinite_in_a_row = 0
         name = f"step {fact.step}"
         if fact.step > self.current_step + 1:
@@ -332,7 +344,8 @@ class Ledger:
         self._retrain(fact, name)
         for group_id in fact.group_ids:
             self.groups.train(group_id, fact.step)
-        self.steps[fact.step] = fact
+        self.trained.append(fact)
+        self.steps.note_newest(fact.step)
         self.current_step = fact.step
         self.weights[fact.policy_version] = fact.weights_digest
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -193,7 +194,7 @@ def _seconds(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _lost_seconds(ledger: Ledger, intervals: list[Interval]) -> float:
+def _lost_seconds(ledger: Ledger, intervals: Sequence[Interval]) -> float:
     """What a mesh did, in incarnations that did not end in order, between what it told last and their last entry."""
     lost = []
     claims = [incarnation.controller.claimed_at for incarnation in ledger.incarnations]
@@ -205,7 +206,7 @@ def _lost_seconds(ledger: Ledger, intervals: list[Interval]) -> float:
     return math.fsum(lost)
 
 
-def _lost_with_processes(ledger: Ledger, mesh: str, intervals: list[Interval]) -> float:
+def _lost_with_processes(ledger: Ledger, mesh: str, intervals: Sequence[Interval]) -> float:
     """What a mesh did between what it told last and the begin of the processes that took its place, if any did."""
     lost = []
     for fact in ledger.failures:

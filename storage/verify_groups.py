@@ -77,16 +77,16 @@ class Groups:
 
     def _is_of_its_draw(self, row: dict[str, Any]) -> bool:
         group = self.ledger.groups.get(row["group_id"])
-        if group is None or group.draw is None:
+        if group is None or (draw := group.draw) is None:
             return True  # Never admitted: the ledger has a problem for that.
         return row == {
-            "episode_id": layout.episode_id(group.draw.group_id, row["sample"]),
+            "episode_id": layout.episode_id(draw.group_id, row["sample"]),
             "run_id": group.run_id or self.run_id,
-            "group_id": group.draw.group_id,
-            "draw": group.draw.draw,
+            "group_id": draw.group_id,
+            "draw": draw.draw,
             "sample": row["sample"],
-            "prompt_id": group.draw.prompt_id,
-            "environment": group.draw.environment,
+            "prompt_id": draw.prompt_id,
+            "environment": draw.environment,
         }
 
     def problems(self) -> Iterator[Problem]:

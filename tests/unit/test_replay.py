@@ -321,7 +321,7 @@ def test_groups_are_let_in_once_and_what_is_flat_by_the_new_scores_is_dropped(
         assert batches[1].metrics["frac_reward_zero_std"] == 0.5
         ledger = run.ledger
     assert not ledger.problems
-    assert ledger.groups["r1-00000000"].steps == [1, 3]
+    assert ledger.groups["r1-00000000"].steps == (1, 3)
     assert (ledger.dropped, ledger.pending) == ({"no_signal": 1}, [])
     assert ledger.groups.peak_pending == 2
 
