@@ -26,6 +26,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                not have a reason
     controller  ten thousand steps of an async run whose processes are simulated: neither processor time per step nor
                memory grows
+    sandbox    a thousand programs in a row, fork bombs, memory bombs and endless output among them, each with the right
+               verdict, and no process, file, descriptor or mount left
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -53,6 +55,7 @@ from benchmarks.loss_proofs import prove_losses
 from benchmarks.mutants import prove_mutants
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
+from benchmarks.sandbox_proof import PROOFS as SANDBOX_PROOFS
 from benchmarks.service_proofs import PROOFS as SERVICE_PROOFS
 from storage.objects import open_store
 from storage.parts import read_committed
@@ -332,6 +335,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **SERVICE_PROOFS,
     **COLOCATED_PROOFS,
     **CONTROLLER_PROOFS,
+    **SANDBOX_PROOFS,
 }
 
 
