@@ -117,7 +117,7 @@ def test_a_fork_bomb_stays_small_and_ends() -> None:
         while True:
             try:
                 if os.fork() == 0: os.setsid()
-            except OSError: pass
+            except OSError: print("full", flush=True)
     """
     most, is_over = 0, threading.Event()
 
