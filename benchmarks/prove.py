@@ -21,7 +21,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     false-alarm  half an hour at full CPU load, and no replica is restarted
     colocated  the tiny preset, sync and hybrid, generator and trainer in turns on one core: as learning, and both never
                resident above the memory that is allowed, which is less than they would hold together
-    losses     the tiny preset learns with each loss in hybrid, five seeds, for hours: eval.final at least 0.75
+    losses     the tiny preset learns with each loss in hybrid, five seeds, for hours: eval.final at least 0.75;
+               losses-grpo, losses-ppo and so on: with that one
     mutants    of small changes to losses, estimators and admission at least 90 % make a test fail, and those that do
                not have a reason
     controller  ten thousand steps of an async run whose processes are simulated: neither processor time per step nor
@@ -45,18 +46,19 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.controller_proof import PROOFS as CONTROLLER_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
-from benchmarks.loss_proofs import prove_losses
+from benchmarks.loss_proofs import prove_loss, prove_losses
 from benchmarks.mutants import prove_mutants
 from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
 from benchmarks.sandbox_proof import PROOFS as SANDBOX_PROOFS
 from benchmarks.service_proofs import PROOFS as SERVICE_PROOFS
+from forge_core.config import LossName
 from storage.objects import open_store
 from storage.parts import read_committed
 
@@ -330,6 +332,10 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     "bitwise": prove_bitwise,
     "mutants": prove_mutants,
     "losses": functools.partial(prove_losses, run_preset),
+    **{
+        f"losses-{name}": functools.partial(prove_loss, name, run_preset)
+        for name in get_args(LossName)
+    },
     **PROOFS,
     **FAILURE_PROOFS,
     **SERVICE_PROOFS,
