@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import machine, maintenance, replay_commands, reports, round_commands
+from flows.evaluate_command import evaluate
 from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import check_input, check_machine, dry_run_plan
@@ -108,6 +109,7 @@ def run(
 
 
 app.command()(resume)
+app.command()(evaluate)
 app.command()(round_commands.collect)
 app.command()(round_commands.train_rounds)
 app.command()(replay_commands.replay)

@@ -152,6 +152,8 @@ def _disk_parts(config: RunConfig, shape: ModelShape, roles: frozenset[Role]) ->
     parts, steps = {}, config.steps
     if config.collect is not None:
         steps = config.collect.last_step - config.collect.first_step + 1
+    elif config.evaluate_only:
+        steps = 0
     else:
         number = _num_checkpoints(config)
         models = 2 if "critic" in roles else 1

@@ -147,6 +147,8 @@ def _point_at(store: ObjectStore, run_id: str, summary: dict[str, Any], console:
     if summary["config"].get("collect"):
         parent = summary["config"]["parent_run_id"]
         following = f"forgeflow train-rounds {parent} --store {store.uri}"
+    if summary["config"].get("evaluate_only"):
+        following = f"forgeflow episodes {run_id} --store {store.uri}"
     console.print(f"next:        {following}")
     if ledger.end is not None and ledger.end.status == "paused":
         console.print(f"paused:      {ledger.end.reason}", markup=False)
@@ -166,6 +168,7 @@ def _run(
     async def main() -> None:
         # Deferred: Prefect reads its settings from the environment when it is imported.
         from flows.collect import collect_round
+        from flows.evaluate import evaluate_checkpoint
         from flows.loop import own_loop
         from flows.post_train import post_train
         from flows.progress import LiveProgress
@@ -189,6 +192,8 @@ def _run(
                 flow = replay_run
             elif config.collect is not None:
                 flow = collect_round
+            elif config.evaluate_only:
+                flow = evaluate_checkpoint
             elif config.train_rounds:
                 flow = train_collected
             await flow(config, store_uri, run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, NoReturn
 
 import typer
@@ -105,6 +106,9 @@ def _nothing_to_do(run_id: str, config: RunConfig, steps: int, waiting: str | No
     if config.collect is not None:
         round = f"round {config.collect.round} of run {config.parent_run_id}"
         return f"Run {run_id} is finished: {round} is collected."
+    if config.evaluate_only:
+        weights = f"step {config.parent_step} of run {config.parent_run_id}"
+        return f"Run {run_id} is finished: {weights} is evaluated."
     more = f"forgeflow run --from {run_id}@{steps} --set steps=N trains on from it"
     return f"Run {run_id} is finished: {steps} of {config.steps} steps are trained. {more}."
 
@@ -125,27 +129,42 @@ def fork_config(origin: str, *, file: str | None, overrides: list[str], store: s
     It is the other run's config with file and overrides over it. Raises ValueError if there is no such checkpoint, it
     is of another model, or nothing would be left to train.
     """
+    config = config_from(origin, file=file, overrides=overrides, store=store)
+    if config.steps <= (step := config.parent_step or 0):
+        raise ValueError(
+            f"steps {config.steps} leaves nothing to train after step {step} of run {config.parent_run_id!r}: --set "
+            "steps to a larger number, which counts from that run's first step"
+        )
+    return config
+
+
+def config_from(
+    origin: str,
+    *,
+    file: str | None,
+    overrides: list[str],
+    store: str,
+    given: Mapping[str, object] | None = None,
+) -> RunConfig:
+    """The config of a run that begins with the weights of `RUN@STEP`, or of the newest checkpoint of `RUN`.
+
+    It is the other run's config with what is `given` by the command, file and overrides over it. Raises ValueError if
+    there is no such checkpoint, or it is of another model.
+    """
     parent, _, step_text = origin.partition("@")
     if step_text and not step_text.isdigit():
-        raise ValueError(f"--from {origin!r} names no step: write RUN@STEP, such as {parent}@10")
+        raise ValueError(f"{origin!r} names no step: write RUN@STEP, such as {parent}@10")
     opened = open_store(store)
     stored = read_config(opened, parent)
     kept = find_checkpoint(opened, parent, int(step_text) if step_text else None)
     base = {**stored, "parent_run_id": parent, "parent_step": kept.step, "replay": None}
-    base |= {"train_rounds": False, "collect": None}
+    base |= {"train_rounds": False, "collect": None, "evaluate_only": False, **(given or {})}
     config = load_config(preset=None, file=file, overrides=overrides, base=base)
     if (config.parent_run_id, config.parent_step) != (parent, kept.step):
-        raise ValueError(
-            f"parent_run_id and parent_step follow from --from {origin!r}: leave them out"
-        )
+        raise ValueError(f"parent_run_id and parent_step follow from {origin!r}: leave them out")
     if config.model.model_dump(mode="json", exclude={"shape"}) != _model_of(stored):
         raise ValueError(
             f"model differs from that of run {parent!r}, whose weights it gets: leave it as it is"
-        )
-    if config.steps <= kept.step:
-        raise ValueError(
-            f"steps {config.steps} leaves nothing to train after step {kept.step} of run {parent!r}: --set steps to "
-            "a larger number, which counts from that run's first step"
         )
     return config
 

@@ -97,6 +97,7 @@ def round_config(
         {
             **trainer.model_dump(mode="json"),
             "train_rounds": False,
+            "evaluate_only": False,
             "parent_run_id": trainer_run_id,
             "parent_step": policy_version,
             "collect": {"round": number, "first_step": steps[0], "last_step": steps[-1]},

@@ -86,13 +86,13 @@ def children(store: ObjectStore) -> dict[str, set[str]]:
 def _parents(store: ObjectStore, run_id: str, config: dict[str, Any]) -> set[str]:
     """Runs that a run relies on: those that its config refers to, and those that collect for it.
 
-    The latter rely on it only until they have collected, so that it can be deleted before them.
+    The latter, and those that evaluate it, rely on it only until they are done, so that it can be deleted before them.
     """
     if config.get("train_rounds"):
         collecting = {claim.run_id for claim in read_claims(store, run_id)}
     else:
         collecting = set()
-    if config.get("collect"):
+    if config.get("collect") or config.get("evaluate_only"):
         return collecting
     replayed = (config.get("replay") or {}).get("runs") or []
     named = {config.get("parent_run_id"), *replayed, *collecting}

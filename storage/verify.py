@@ -31,6 +31,7 @@ from storage.summary import summarize
 from storage.verify_buffer import buffer_problems, most_uses
 from storage.verify_checkpoints import checkpoint_problems
 from storage.verify_estimates import estimate_problems
+from storage.verify_evaluations import evaluate_only_problems
 from storage.verify_files import file_problems
 from storage.verify_lineage import is_replay_whole, lineage_problems, replay_of
 from storage.verify_log import log_problems
@@ -98,10 +99,12 @@ def verify(store: ObjectStore, run_id: str) -> Report:
     report.problems.extend(buffer_problems(config, ledger))
     report.problems.extend(file_problems(store, run_id, config, ledger, report.counted))
     report.problems.extend(estimate_problems(store, config, ledger, report.counted))
-    is_collecting = config.get("collect") is not None
+    trains = config.get("collect") is None and not config.get("evaluate_only")
     report.problems.extend(
-        checkpoint_problems(store, run_id, ledger, report.counted, is_collecting=is_collecting)
+        checkpoint_problems(store, run_id, ledger, report.counted, trains=trains)
     )
+    if config.get("evaluate_only"):
+        report.problems.extend(evaluate_only_problems(ledger))
     report.problems.extend(_interval_problems(ledger))
     report.problems.extend(_run_json_problems(store, run_id, config, ledger))
     return report

@@ -26,11 +26,11 @@ def checkpoint_problems(
     ledger: Ledger,
     counted: Counter[str],
     *,
-    is_collecting: bool = False,
+    trains: bool = True,
 ) -> Iterator[Problem]:
-    """All that is wrong with the checkpoints that the log names. A run that only collects writes none."""
+    """All that is wrong with the checkpoints that the log names. A run that trains nothing writes none."""
     audit = _Audit(store=store, run_id=run_id, counted=counted)
-    is_due = ledger.status in ("finished", "paused") and not is_collecting
+    is_due = ledger.status in ("finished", "paused") and trains
     kept = {ledger.base_step, ledger.last_step} if is_due else set()
     for step in sorted(kept - (ledger.checkpoints.keys() - ledger.pruned)):
         sentence = f"the run {ledger.status} without a checkpoint of step {step}"

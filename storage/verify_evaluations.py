@@ -46,6 +46,24 @@ def evaluation_problems(
         yield Problem("held_out", prompt_id, sentence)
 
 
+def evaluate_only_problems(ledger: Ledger) -> Iterator[Problem]:
+    """A run that only evaluates answers with the weights that it began with, and draws and trains on nothing."""
+    if ledger.status == "finished" and not ledger.evaluated:
+        yield Problem(
+            "evaluation", "final", "the run only evaluates, and finished without doing so"
+        )
+    for name, fact in ledger.evaluated.items():
+        if fact.policy_version != ledger.base_step:
+            sentence = f"evaluation {name} is of version {fact.policy_version}, and the run of {ledger.base_step}"
+            yield Problem("evaluation", name, sentence)
+    for step in sorted(ledger.steps.keys() | ledger.batches.keys()):
+        yield Problem(
+            "evaluation", f"step {step}", f"step {step} was trained by a run that evaluates"
+        )
+    for group_id in ledger.groups:
+        yield Problem("evaluation", group_id, f"group {group_id} was drawn by a run that evaluates")
+
+
 def _whole(run_id: str, fact: Evaluated, table: pa.Table) -> Iterator[Problem]:
     """Every prompt has both samples, under its own name."""
     name = f"evaluation {fact.name}"

@@ -118,6 +118,8 @@ class RunConfig(Section):
     `forgeflow train-rounds`."""
     collect: CollectConfig | None = None
     """A round to collect for another run; given by `forgeflow collect`."""
+    evaluate_only: bool = False
+    """Answer the held-out prompts with the parent's weights and train nothing; given by `forgeflow evaluate`."""
     placement: Literal["apart", "colocated"] = "apart"
     """`colocated`: generators and trainer share their devices and take turns, one side asleep while the other works;
     for sync and hybrid."""
@@ -180,6 +182,11 @@ class RunConfig(Section):
             "generate_episode": self.generate_episode,
         }
         return {field: reference for field, reference in named.items() if reference is not None}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run makes steps, and checkpoints of them."""
+        return self.collect is None and not self.evaluate_only
 
     @model_validator(mode="before")
     @classmethod
@@ -250,6 +257,7 @@ class RunConfig(Section):
             "replay": self.replay is not None,
             "train_rounds": self.train_rounds,
             "collect": self.collect is not None,
+            "evaluate_only": self.evaluate_only,
         }
         chosen = [name for name, is_chosen in kinds.items() if is_chosen]
         if len(chosen) > 1:
@@ -261,6 +269,10 @@ class RunConfig(Section):
         if self.collect is not None and self.parent_run_id is None:
             raise ValueError(
                 "collect needs the run that it collects for: leave it to `forgeflow collect`"
+            )
+        if self.evaluate_only and self.parent_run_id is None:
+            raise ValueError(
+                "evaluate_only needs a run whose weights it evaluates: leave it to `forgeflow evaluate`"
             )
         return self
 

@@ -23,10 +23,9 @@ def roles_of(config: RunConfig) -> frozenset[Role]:
     """
     generates = config.replay is None and not config.train_rounds
     roles = _ALL if generates else _TRAINS_ONLY
-    trains = config.collect is None
-    if trains and config.algorithm.kl.coefficient > 0:
+    if config.trains and config.algorithm.kl.coefficient > 0:
         roles |= {"reference"}
-    if trains and config.algorithm.loss == "ppo":
+    if config.trains and config.algorithm.loss == "ppo":
         roles |= {"critic"}
     return roles
 

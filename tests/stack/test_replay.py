@@ -122,6 +122,24 @@ def test_a_replay_generates_nothing_and_tells_where_it_came_from(
     assert summary["bitwise"] is True
 
 
+def test_evaluated_afterwards_the_same_weights_have_the_same_score(
+    past: Finished, replays: dict[str, Finished], prefect_server: str
+) -> None:
+    """Prompts and seeds are those of any run of the config."""
+    evaluating = _start(past, prefect_server, "evaluate", "whole@4", "--run-id", "judged")
+    run = _end(past, "judged", evaluating)
+    assert run.code == 0, run.errors
+    found, due = run.summary["eval"], past.summary["eval"]
+    assert (found["final"], found["greedy_final"]) == (due["final"], due["greedy_final"])
+    assert (found["num_prompts"], found["initial"]) == (20, None)
+    assert (run.summary["parent_run_id"], run.summary["lineage"]["checkpoint"]["step"]) == (
+        "whole",
+        4,
+    )
+    assert not run.facts("admitted") and not run.facts("step") and not run.facts("checkpoint")
+    assert_verified("judged", past.store)
+
+
 def test_other_scores_give_other_weights_also_after_a_kill(
     past: Finished, replays: dict[str, Finished]
 ) -> None:
