@@ -3,11 +3,12 @@ BIN := .venv/bin
 PACKAGES := flows tasks forge_core storage
 BAR ?=
 
-.PHONY: help setup demo test lint bench prove server clean
+.PHONY: help setup demo test test-long lint bench prove server clean
 
 help:
 	@echo "make demo    post-train a small model on this machine and show what it learned"
 	@echo "make test    run the tests, or some of them: make test ARGS=tests/unit"
+	@echo "make test-long  run those on the real stack that take a minute or more each"
 	@echo "make lint    check format, style and types"
 	@echo "make bench   run the benchmarks"
 	@echo "make prove   show that one promise holds: make prove BAR=learning"
@@ -28,6 +29,9 @@ else
 	@$(BIN)/python -m pytest --numprocesses 2 tests/unit
 	@$(BIN)/python -m pytest tests/stack
 endif
+
+test-long: setup
+	@$(BIN)/python -m pytest tests/long
 
 lint: setup
 	@$(BIN)/ruff format --check .

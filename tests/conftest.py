@@ -17,17 +17,18 @@ from harness import Finished, Start, command
 pytest_plugins = ["s3_server"]
 
 STACK = Path(__file__).parent / "stack"
+ON_THE_STACK = {STACK, STACK.with_name("long")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first; of those on the stack, what waits for the whole run that is under way meanwhile comes after
     the others; last what wants quiet."""
     for item in items:
-        if STACK in item.path.parents:
+        if item.path.parent in ON_THE_STACK:
             item.add_marker(pytest.mark.stack)
     items.sort(
         key=lambda item: (
-            STACK in item.path.parents,
+            item.path.parent in ON_THE_STACK,
             item.path.name == "test_kills.py",
             _waits_for_tiny_run(item),
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import rewards
 from harness import assert_verified, command
 
 from storage.objects import open_store
@@ -106,7 +107,7 @@ def finished(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
     commands = {
         "loop": [
             python, str(EXAMPLES / "own_loop.py"), *SHORT,
-            f"reward={Path(__file__).parent / 'rewards.py'}:by_hash",
+            f"reward={rewards.__file__}:by_hash",
         ],
         "parts": [
             python, str(EXAMPLES / "own_reward_and_loss.py"), *SHORT,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import rewards
 from harness import Finished, assert_verified
 from sufferer import Sufferer
 from watched_run import Watched, watch_run
@@ -88,7 +88,7 @@ def hybrid(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Wat
         "--set", "generators.kv_cache_gib=1.0", "--set", "algorithm.minibatches=1",
         "--set", "warm_start.steps=5", "--set", "evaluation.num_prompts=20",
         "--set", "sampling.max_tokens=32",
-        "--set", f"reward={Path(__file__).with_name('rewards.py')}:by_hash",
+        "--set", f"reward={rewards.__file__}:by_hash",
         prefix=("taskset", "-c", "0"),
         environment={**os.environ, "PREFECT_API_URL": prefect_server},
     )  # fmt: skip
