@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from flows import machine, maintenance, replay_commands, reports, round_commands
 from flows.evaluate_command import evaluate
+from flows.fit_command import fit_verifiers
 from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import check_input, check_machine, dry_run_plan
@@ -114,6 +115,7 @@ app.command()(round_commands.collect)
 app.command()(round_commands.train_rounds)
 app.command()(replay_commands.replay)
 app.command()(replay_commands.rescore)
+app.command()(fit_verifiers)
 app.command()(reports.runs)
 app.command()(reports.show)
 app.command()(reports.verify)

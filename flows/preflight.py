@@ -14,6 +14,7 @@ from flows.estimate import check_fits, estimate, model_shape
 from flows.hosts import check_hosts, describe_hosts
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
+from forge_core.ensembles.reference import find_ensemble, is_ensemble
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
@@ -49,11 +50,13 @@ def check_input(
             f"--run-id {run_id!r} exists in store {store_uri!r}: go on with it by forgeflow resume {run_id}, "
             "or choose another"
         )
-    return check_config(config)
+    return check_config(config, store_uri)
 
 
-def check_config(config: RunConfig) -> ModelDirectory | None:
-    """As `check_input`, for a run that may have begun: the store is not looked at."""
+def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
+    """As `check_input`, for a run that may have begun: of the store only the ensemble that scores is looked at."""
+    if is_ensemble(config.reward):
+        check_ensemble_reward(config, store_uri)
     for field, reference in config.user_code().items():
         check_reference(field, reference)
     model = find_model(config)
@@ -69,6 +72,17 @@ def check_config(config: RunConfig) -> ModelDirectory | None:
     if (shape := model_shape(config, model)) is not None:
         _check_tensor_parallel(config, shape)
     return model
+
+
+def check_ensemble_reward(config: RunConfig, store_uri: str) -> None:
+    """Refuse an ensemble that is not in the store, or whose verifiers' files have changed. Raises ValueError."""
+    # Deferred: it brings pyarrow, which most commands do without.
+    from forge_core.ensembles.posterior import used_verifiers
+    from forge_core.ensembles.reward import check_source
+
+    assert config.reward is not None
+    for each in used_verifiers(find_ensemble("reward", config.reward, open_store(store_uri))):
+        check_source(each)
 
 
 def find_model(config: RunConfig) -> ModelDirectory | None:

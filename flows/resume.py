@@ -62,7 +62,7 @@ def go_on(
         waiting = _waiting(opened, run, config, status, ledger.last_step)
         if status != "finished" and waiting is None:
             check_writable(store)
-            check_machine(config, store, check_config(config))
+            check_machine(config, store, check_config(config, store))
     if status == "finished" or waiting is not None:
         summary = run_summary(opened, run)
         if json_output:

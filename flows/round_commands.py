@@ -55,7 +55,7 @@ def collect(
         # Before anything is claimed: what cannot run here must not hold a round. Any round needs what the first does.
         if trainer.first_step <= trainer.steps:
             first = round_config(trainer, run, 1, trainer.parent_step or 0)
-            check_machine(first, store, check_config(first))
+            check_machine(first, store, check_config(first, store))
         try:
             claimed = claim_round(opened, run, run_id)
         except NotYet as reason:

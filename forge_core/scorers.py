@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge_core.config import EnvironmentConfig, RunConfig
+from forge_core.ensembles.posterior import used_verifiers
+from forge_core.ensembles.reference import find_ensemble, is_ensemble
+from forge_core.ensembles.reward import check_source
 from forge_core.environments import load_environment
 from forge_core.settings import stored_config
 from forge_core.user_code import check_reference
@@ -35,14 +38,22 @@ class Scorer:
     """The file that defines it, if it is the user's."""
 
 
-def resolve_scorer(verifier: str, config: RunConfig) -> Scorer:
+def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scorer:
     """The scorer that `verifier` names.
 
-    That is `environment`, a task by its name, or `path/file.py:name` or `module:name` of an environment's class or of
-    a reward function. An environment that is not the run's own has its default parameters. Raises ValueError if there
-    is none.
+    That is `environment`, a task by its name, `path/file.py:name` or `module:name` of an environment's class or of
+    a reward function, or `ensemble:NAME@VERSION` of an ensemble in the store. An environment that is not the run's own
+    has its default parameters. Raises ValueError if there is none, or the file of an ensemble's verifier has changed.
     """
     own = config.environment
+    if is_ensemble(verifier):
+        ensemble = find_ensemble(_FIELD, verifier, store)
+        for each in used_verifiers(ensemble):
+            check_source(each)
+        scoring = {"reward": ensemble.reference}
+        return Scorer(
+            config=config.model_copy(update=scoring), name=ensemble.reference, source=None
+        )
     if verifier == ENVIRONMENT:
         verifier = own.name
     source = check_reference(_FIELD, verifier) if ":" in verifier else None
@@ -56,8 +67,11 @@ def resolve_scorer(verifier: str, config: RunConfig) -> Scorer:
         load_environment(environment, config.seed)
     except ValueError as error:
         raise ValueError(str(error).replace("environment.name", _FIELD)) from error
-    scoring = {"reward": None, "environment": environment}
-    return Scorer(config=config.model_copy(update=scoring), name=name, source=source)
+    return Scorer(
+        config=config.model_copy(update={"reward": None, "environment": environment}),
+        name=name,
+        source=source,
+    )
 
 
 def begin_set(
@@ -71,7 +85,7 @@ def begin_set(
     config = stored_config(store, run_id)
     layout.check_score_set(name)
     counted_commits(store, run_id)
-    scorer = resolve_scorer(verifier, config)
+    scorer = resolve_scorer(verifier, config, store)
     source = None
     if scorer.source is not None:
         data = scorer.source.read_bytes()

@@ -222,3 +222,36 @@ def covered_folder(run_id: str, name: str) -> str:
 def covered_key(run_id: str, name: str, num_commits: int) -> str:
     """Written last, when the run's first `num_commits` commits are scored; the largest number is the newest."""
     return f"{covered_folder(run_id, name)}{num_commits:06d}.json"
+
+
+ENSEMBLES = "ensembles/"
+"""Folder of the ensembles of verifiers that were fitted, of whatever runs."""
+
+
+def check_ensemble(name: str) -> None:
+    """Raise ValueError unless an ensemble of verifiers can have this name."""
+    if not _RUN_ID.fullmatch(name):
+        raise ValueError(
+            f"name {name!r} of an ensemble is not usable: take at most 100 letters, digits, '.', '_' and '-', "
+            "with a letter or digit first"
+        )
+
+
+def ensemble_folder(name: str) -> str:
+    check_ensemble(name)
+    return f"{ENSEMBLES}{name}/"
+
+
+def ensemble_versions(name: str) -> str:
+    """What the keys of an ensemble's versions start with."""
+    return f"{ensemble_folder(name)}versions/"
+
+
+def ensemble_key(name: str, version: int) -> str:
+    """A fitted ensemble; versions count from 1."""
+    return f"{ensemble_versions(name)}{version:06d}.json"
+
+
+def ensemble_source_key(name: str, sha256: str, file: str) -> str:
+    """Where the file of the user's code is kept that one of its verifiers is defined in."""
+    return f"{ensemble_folder(name)}source/{sha256[:12]}-{file}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,8 @@ from monarch.actor import Actor, endpoint
 
 from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
+from forge_core.ensembles.reference import find_ensemble, is_ensemble
+from forge_core.ensembles.reward import EnsembleReward, stored_scores
 from forge_core.environments import load_environment
 from forge_core.environments.base import Environment, Prompt
 from forge_core.rewards import RewardError, RewardProcess
@@ -21,7 +24,7 @@ from forge_core.timeline import Interval, Timeline
 from storage import layout
 from storage.annotations import find_scores, write_scores
 from storage.episodes import SCHEMA, reward_mean
-from storage.objects import open_store
+from storage.objects import ObjectStore, open_store
 from storage.parts import commit_part, read_commit, read_part, write_part
 from storage.records import Commit, read_record
 
@@ -37,19 +40,17 @@ _SCORED_COLUMNS = [
     "response_token_ids",
 ]
 _SHOWN_CHARACTERS = 200
+_Given = Mapping[str, Mapping[str, float]]
+"""Scores by verifier and episode."""
 
 
 class Verifier(Actor):
-    """Scores parts with the environment's own scorer, or with a function of the user's."""
+    """Scores parts with the environment's own scorer, with a function of the user's, or with an ensemble."""
 
     def __init__(self, config: RunConfig, store_uri: str, spawned_at: float) -> None:
         self._config = config
         self._store = open_store(store_uri)
-        self._reward = (
-            RewardProcess(config.reward, timeout_seconds=config.timeouts.reward_seconds)
-            if config.reward is not None
-            else None
-        )
+        self._reward = _open_reward(config, self._store)
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
             self._environment: Environment | None = (
@@ -58,7 +59,7 @@ class Verifier(Actor):
 
     @endpoint
     async def prepare(self) -> None:
-        """Import the user's reward function, if there is one. Raises RewardError if that fails."""
+        """Import the user's reward functions, if there are any. Raises RewardError if that fails."""
         with self._timeline.during("startup"):
             if self._reward is not None:
                 self._reward.load()
@@ -100,8 +101,9 @@ class Verifier(Actor):
             return 0
         table = read_commit(self._store, commit, [*_SCORED_COLUMNS, "reward"])
         by_episode: dict[str, float] = {}
+        given = self._given(commit)
         for rows in _by_group(table):
-            by_episode.update(zip(_ids(rows), self._score_named(rows), strict=True))
+            by_episode.update(zip(_ids(rows), self._score_named(rows, given), strict=True))
         episode_ids = table["episode_id"].to_pylist()
         scores = [by_episode[episode_id] for episode_id in episode_ids]
         details = [{self._scorer_name: score} for score in scores]
@@ -117,7 +119,7 @@ class Verifier(Actor):
     def _scored(self, table: pa.Table) -> pa.Table:
         by_episode: dict[str, float] = {}
         for rows in _by_group(table):
-            by_episode.update(zip(_ids(rows), self._score(rows), strict=True))
+            by_episode.update(zip(_ids(rows), self._score(rows, {}), strict=True))
         rewards = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
         scores = [[{"name": self._scorer_name, "value": reward}] for reward in rewards]
         return table.set_column(
@@ -130,27 +132,34 @@ class Verifier(Actor):
 
     @property
     def _scorer_name(self) -> str:
-        """What the scores are called: the environment, or the user's function."""
+        """What the scores are called: the environment, the user's function, or an ensemble's name and version."""
         if self._config.reward is not None:
             return self._config.reward.rpartition(":")[2]
         assert self._environment is not None
         return self._environment.name
 
-    def _score(self, rows: list[dict[str, Any]]) -> list[float]:
+    def _given(self, commit: Commit) -> _Given:
+        """Scores of a commit's episodes that need not be given again: those of an ensemble's verifiers."""
+        if not isinstance(self._reward, EnsembleReward):
+            return {}
+        return stored_scores(self._store, commit, self._reward.ensemble)
+
+    def _score(self, rows: list[dict[str, Any]], given: _Given) -> list[float]:
         """Rewards of one prompt's episodes."""
         prompt = _prompt(rows[0])
-        if self._reward is not None:
-            return self._reward(
-                prompt,
-                [row["response"] for row in rows],
-                [row["response_token_ids"] for row in rows],
-            )
-        return [self._score_one(prompt, row) for row in rows]
+        if self._reward is None:
+            return [self._score_one(prompt, row) for row in rows]
+        completions = [row["response"] for row in rows]
+        completion_ids = [row["response_token_ids"] for row in rows]
+        if isinstance(self._reward, EnsembleReward):
+            there = {name: [scores[e] for e in _ids(rows)] for name, scores in given.items()}
+            return self._reward(prompt, completions, completion_ids, there)
+        return self._reward(prompt, completions, completion_ids)
 
-    def _score_named(self, rows: list[dict[str, Any]]) -> list[float]:
+    def _score_named(self, rows: list[dict[str, Any]], given: _Given) -> list[float]:
         """The same, with every error of what scores as one that names it and the prompt."""
         try:
-            return self._score(rows)
+            return self._score(rows, given)
         except (RewardError, OSError):  # the latter may be the machine's, and mend itself
             raise
         except Exception as error:
@@ -168,6 +177,17 @@ class Verifier(Actor):
                 "a score must be a finite number"
             )
         return reward
+
+
+def _open_reward(config: RunConfig, store: ObjectStore) -> RewardProcess | EnsembleReward | None:
+    """What scores in the environment's stead, if anything does."""
+    timeout_seconds = config.timeouts.reward_seconds
+    if config.reward is None:
+        return None
+    if not is_ensemble(config.reward):
+        return RewardProcess(config.reward, timeout_seconds=timeout_seconds)
+    ensemble = find_ensemble("reward", config.reward, store)
+    return EnsembleReward(ensemble, seed=config.seed, timeout_seconds=timeout_seconds)
 
 
 def _by_group(table: pa.Table) -> list[list[dict[str, Any]]]:

@@ -20,7 +20,12 @@ from forge_core.config.algorithm import (
 )
 from forge_core.config.base import Device, Section
 from forge_core.config.buffer import BufferConfig, SourceConfig, check_buffer
-from forge_core.config.episodes import EnvironmentConfig, EvaluationConfig, SamplingConfig
+from forge_core.config.episodes import (
+    ENSEMBLE_PREFIX,
+    EnvironmentConfig,
+    EvaluationConfig,
+    SamplingConfig,
+)
 from forge_core.config.hosts import HostsConfig, KubernetesConfig, SlurmConfig
 from forge_core.config.learning import OptimizerConfig, ParityConfig, WarmStartConfig
 from forge_core.config.lineage import CollectConfig, ReplayConfig
@@ -38,6 +43,7 @@ from forge_core.config.model import HUB_PREFIX, ModelConfig, ModelShape, TinyMod
 from forge_core.regime import Regime, check_bounds, with_defaults
 
 __all__ = [
+    "ENSEMBLE_PREFIX",
     "HUB_PREFIX",
     "AlgorithmConfig",
     "BufferConfig",
@@ -101,7 +107,8 @@ class RunConfig(Section):
     """Steps that async runs within one task of each stage."""
     reward: str | None = None
     """A function of your own that scores in the environment's stead, with TRL's signature
-    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`."""
+    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`; or an ensemble of
+    verifiers that `forgeflow fit-verifiers` has fitted, as `ensemble:NAME@VERSION`."""
     loss: str | None = None
     """A loss of your own in the algorithm's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per
     token."""
@@ -174,10 +181,14 @@ class RunConfig(Section):
         return (self.parent_step or 0) + 1
 
     def user_code(self) -> dict[str, str]:
-        """References to code of the user's, by the field that names them."""
+        """References to code of the user's, by the field that names them.
+
+        That of an ensemble's verifiers is named by the ensemble.
+        """
+        is_ensemble = self.reward is not None and self.reward.startswith(ENSEMBLE_PREFIX)
         named = {
             "environment.name": self.environment.name if ":" in self.environment.name else None,
-            "reward": self.reward,
+            "reward": None if is_ensemble else self.reward,
             "loss": self.loss,
             "generate_episode": self.generate_episode,
         }

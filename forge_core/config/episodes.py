@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from forge_core.config.base import Section
 
+ENSEMBLE_PREFIX = "ensemble:"
+"""How a reward begins that is a fitted ensemble of verifiers, `ensemble:NAME@VERSION`."""
+
 
 class EnvironmentConfig(Section):
     """Where prompts come from and how answers are scored."""

@@ -163,12 +163,17 @@ def test_a_name_belongs_to_one_verifier(past_run: MakeRun, rewards: Path) -> Non
 
 
 def test_what_scores_is_told_by_its_name(past_run: MakeRun, rewards: Path) -> None:
-    config = past_run("r1", reward=f"{rewards}:raises").config
-    assert resolve_scorer("environment", config).config.reward is None
-    assert resolve_scorer("environment", config).config.environment == config.environment
-    assert resolve_scorer("chain_sum", config).config.environment.name == "chain_sum"
-    assert resolve_scorer(f"{rewards}:by_length", config).config.reward == f"{rewards}:by_length"
-    own = resolve_scorer(f"{rewards}:Own", config)
+    run = past_run("r1", reward=f"{rewards}:raises")
+    config = run.config
+
+    def resolve(verifier: str) -> Any:
+        return resolve_scorer(verifier, config, run.store)
+
+    assert resolve("environment").config.reward is None
+    assert resolve("environment").config.environment == config.environment
+    assert resolve("chain_sum").config.environment.name == "chain_sum"
+    assert resolve(f"{rewards}:by_length").config.reward == f"{rewards}:by_length"
+    own = resolve(f"{rewards}:Own")
     assert (own.config.reward, own.name, own.source) == (None, "Own", rewards)
     for verifier, words in {
         "chain_sums": "--verifier 'chain_sums' is no task .* chain_sum",
@@ -176,7 +181,7 @@ def test_what_scores_is_told_by_its_name(past_run: MakeRun, rewards: Path) -> No
         "nowhere.py:f": "--verifier 'nowhere.py:f' does not resolve",
     }.items():
         with pytest.raises(ValueError, match=words):
-            resolve_scorer(verifier, config)
+            resolve(verifier)
 
 
 @pytest.mark.parametrize(
