@@ -125,8 +125,9 @@ def test_a_replay_generates_nothing_and_tells_where_it_came_from(
 def test_evaluated_afterwards_the_same_weights_have_the_same_score(
     past: Finished, replays: dict[str, Finished], prefect_server: str
 ) -> None:
-    """Prompts and seeds are those of any run of the config."""
-    evaluating = _start(past, prefect_server, "evaluate", "whole@4", "--run-id", "judged")
+    """Prompts and seeds are those of any run of the config; a replay's own has no reward."""
+    evaluating = _start(past, prefect_server, "evaluate", "whole@4", "--run-id", "judged",
+                        "--set", f"reward={REWARDS}:by_hash")  # fmt: skip
     run = _end(past, "judged", evaluating)
     assert run.code == 0, run.errors
     found, due = run.summary["eval"], past.summary["eval"]
