@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from flows.data_command import examine_data
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -85,10 +86,44 @@ def server(
 
 
 def doctor(
-    store: Store = DEFAULT_STORE, json_output: Json = False, verbose: Verbose = False
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="File or folder of rows to check instead."),
+    ] = None,
+    question: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of DATA that has the questions.")
+    ] = "question",
+    answer: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of DATA that has the answers.")
+    ] = "answer",
+    test_fraction: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of DATA that is held out, by hash."),
+    ] = 0.1,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Model whose tokens and context DATA is held against."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response, in tokens, that answers must fit.")
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    json_output: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Check that what a run needs is installed and can be imported."""
+    """Check that what a run needs is installed and can be imported; or check DATA before a run trains on it."""
     set_up_logging(verbose)
+    if data is not None:
+        examine_data(
+            data,
+            question=question,
+            answer=answer,
+            test_fraction=test_fraction,
+            model=model,
+            max_tokens=max_tokens,
+            json_output=json_output,
+        )
+        return
     packages = {name: _examine(name, module) for name, module in _PACKAGES.items()}
     host = this_machine()
     findings = {

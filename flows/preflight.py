@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+from flows.data_preflight import check_run_data
 from flows.estimate import check_fits, estimate, model_shape
 from flows.hosts import check_hosts, describe_hosts
 from flows.model_directory import ModelDirectory
@@ -60,6 +61,7 @@ def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
     for field, reference in config.user_code().items():
         check_reference(field, reference)
     model = find_model(config)
+    check_run_data(config, model)
     environment = load_environment(config.environment, config.seed)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)

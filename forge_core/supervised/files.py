@@ -56,7 +56,7 @@ def data_files(path: str, split: str) -> list[Path]:
     found = sorted(file for file in named.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not found:
         raise ValueError(f"folder {path!r} has no file that ends in {', '.join(SUFFIXES)}")
-    splits = {file: _split_of(file.relative_to(named)) for file in found}
+    splits = {file: split_of(file.relative_to(named)) for file in found}
     if not any(splits.values()):
         return found
     chosen = [file for file in found if splits[file] == split]
@@ -66,8 +66,11 @@ def data_files(path: str, split: str) -> list[Path]:
     return chosen
 
 
-def _split_of(file: Path) -> str | None:
-    """`train` of `data/train-00000-of-00002.parquet`, `train/0000.parquet` and `train.jsonl`."""
+def split_of(file: Path) -> str | None:
+    """`train` of `data/train-00000-of-00002.parquet`, `train/0000.parquet` and `train.jsonl`; None if none is named.
+
+    The path is relative to the folder of the dataset.
+    """
     first = file.stem.split("-")[0]
     if file.suffix != ".arrow" and first and not first.isdigit() and first not in ("data", "part"):
         return first
