@@ -19,7 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from forge_core.config import TinyModelConfig
+from forge_core.attention import implementation
+from forge_core.config import Attention, TinyModelConfig
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -87,10 +88,13 @@ def _write_tiny_model(config: TinyModelConfig, seed: int, directory: Path) -> No
     tokenizer.save_pretrained(directory)
 
 
-def load_causal_lm(directory: str) -> torch.nn.Module:
+def load_causal_lm(directory: str, attention: Attention = "sdpa") -> torch.nn.Module:
     """The float32 model in a Hugging Face directory, on CPU; weights are read from safetensors only."""
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
+        directory,
+        dtype=torch.float32,
+        use_safetensors=True,
+        attn_implementation=implementation(attention),
     )
     assert isinstance(model, torch.nn.Module)
     return model

@@ -60,7 +60,7 @@ class Critic(Actor):
             tokenizer = AutoTokenizer.from_pretrained(model_dir)
             pad = tokenizer.pad_token_id
             self._pad_id = int(pad if pad is not None else tokenizer.eos_token_id)
-            self._language_model = load_causal_lm(model_dir)
+            self._language_model = load_causal_lm(model_dir, self._config.trainer.attention)
             self._learner = None
 
     @endpoint
@@ -93,6 +93,7 @@ class Critic(Actor):
                 load_sequences(self._store, request),
                 learner.model,
                 max_tokens=self._config.trainer.micro_batch_tokens,
+                packed=self._config.trainer.packing,
                 pad_id=self._pad_id,
                 device=self._device,
             )

@@ -12,9 +12,9 @@ import torch
 from monarch.actor import Actor, endpoint
 
 from forge_core.actors.messages import EstimateReply, ReferenceRequest, RestoreRequest
-from forge_core.algorithms.batch import token_logprobs
 from forge_core.algorithms.data import load_sequences
 from forge_core.algorithms.estimates import estimates_file, response_figures
+from forge_core.algorithms.forward import token_logprobs
 from forge_core.config import RunConfig
 from forge_core.sharding import load_weights
 from forge_core.timeline import Interval, Timeline
@@ -50,7 +50,9 @@ class Reference(Actor):
             tokenizer = AutoTokenizer.from_pretrained(model_dir)
             pad = tokenizer.pad_token_id
             self._pad_id = int(pad if pad is not None else tokenizer.eos_token_id)
-            self._model = load_causal_lm(model_dir).to(self._device).eval()
+            self._model = (
+                load_causal_lm(model_dir, self._config.trainer.attention).to(self._device).eval()
+            )
             self._held = None
 
     @endpoint
@@ -72,6 +74,7 @@ class Reference(Actor):
                     ).logprobs_BT
                 ),
                 max_tokens=self._config.trainer.micro_batch_tokens,
+                packed=self._config.trainer.packing,
                 pad_id=self._pad_id,
                 device=self._device,
             )

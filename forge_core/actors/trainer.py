@@ -33,8 +33,9 @@ from forge_core.actors.messages import (
 )
 from forge_core.actors.offload import Offload
 from forge_core.algorithms import warm_start
-from forge_core.algorithms.batch import Sequence, collate, token_logprobs
+from forge_core.algorithms.batch import Sequence, collate
 from forge_core.algorithms.data import Batch, load_batch
+from forge_core.algorithms.forward import check_forward, token_logprobs
 from forge_core.algorithms.nonfinite import keep_batch
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
@@ -104,7 +105,7 @@ class Trainer(Actor):
             if not dist.is_initialized():  # a retried load finds the group standing
                 self._device = join_group(self._config.trainer, self._rendezvous, self._rank)
             torch.manual_seed(self._config.seed)
-            model = load_causal_lm(model_dir)
+            model = load_causal_lm(model_dir, self._config.trainer.attention)
             self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
             if self._tokenizer.eos_token_id is None:
                 raise ValueError(
@@ -112,6 +113,7 @@ class Trainer(Actor):
                     "its tokenizer_config.json"
                 )
             self._model = shard_model(model, self._config, self._device)
+            check_forward(self._model, self._device, packed=self._config.trainer.packing)
             self._learner = Learner(
                 self._model, self._config, self._device, self._pad_id(), self._rank
             )
@@ -305,7 +307,8 @@ class Trainer(Actor):
             Sequence(token_ids=list(ids), num_prompt_tokens=1, mask=[True] * (len(ids) - 1))
             for ids in token_ids
         ]
-        batch = collate(sequences, self._pad_id(), self._device)
+        packed = self._config.trainer.packing
+        batch = collate(sequences, self._pad_id(), self._device, packed=packed)
         scored = token_logprobs(self._model, batch, temperature=1.0)
         logprobs = tuple(
             tuple(row[: len(ids) - 1].tolist())

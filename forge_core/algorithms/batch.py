@@ -1,9 +1,10 @@
-"""Sequences as tensors, shared among ranks, and their logprobs.
+"""Sequences as tensors, shared among ranks.
 
 Shapes: B sequences, L tokens (padded on the right), T = L - 1 predicted positions.
 
-Padding lies to the right of every token that counts, so a causal model needs no attention mask and positions
-start at 0, as they did when vLLM generated.
+Losses see padded tensors. The forward pass, which costs most, runs over a row of the sequences' own tokens one after
+another unless it is to be padded as well: padding lies to the right of every token that counts, so that a causal model
+needs no mask for it, and positions start at 0, as they did when vLLM generated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+
+from forge_core.algorithms.rows import Row, lay_out
 
 Figure = Literal["reference_logprobs", "values", "advantages", "returns"]
 """What may be known of each response token beside its sampled logprob."""
@@ -50,8 +53,10 @@ class MicroBatch:
     """Per sequence."""
     figures_BT: Mapping[Figure, torch.Tensor]
     """What else is known of the tokens, 0 elsewhere; empty for padding."""
-    first_position: int
-    """No position before this one (of T) counts, for any sequence."""
+    is_real_BL: torch.Tensor
+    """True where a token is no padding."""
+    row: Row | None
+    """How the sequences lie one after another, where the forward pass is without padding."""
 
 
 def share(sequences: list[Sequence], rank: int, ranks: int) -> list[Sequence]:
@@ -61,20 +66,24 @@ def share(sequences: list[Sequence], rank: int, ranks: int) -> list[Sequence]:
 
 
 def split(
-    sequences: list[Sequence], max_tokens: int, pieces: int | None = None
+    sequences: list[Sequence], max_tokens: int, pieces: int | None = None, *, packed: bool = False
 ) -> list[list[Sequence]]:
-    """Runs of sequences whose padded size stays within `max_tokens` (one sequence may exceed it alone).
+    """Runs of sequences whose size stays within `max_tokens` (one sequence may exceed it alone).
+
+    The size is that of the padded tensor; with `packed` that of the sequences themselves.
 
     With `pieces`, exactly so many runs: empty ones are appended, for ranks that must take part in the others'
     collectives with nothing of their own.
     """
     runs: list[list[Sequence]] = []
-    longest = 0
+    longest = total = 0
     for sequence in sequences:
-        longest = max(longest, len(sequence.token_ids))
-        if not runs or (len(runs[-1]) + 1) * longest > max_tokens:
+        length = len(sequence.token_ids)
+        longest, total = max(longest, length), total + length
+        size = total if packed else (len(runs[-1]) + 1 if runs else 1) * longest
+        if not runs or size > max_tokens:
             runs.append([])
-            longest = len(sequence.token_ids)
+            longest = total = length
         runs[-1].append(sequence)
     if pieces is not None:
         if len(runs) > pieces:
@@ -83,12 +92,19 @@ def split(
     return runs
 
 
-def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> MicroBatch:
-    """Pad sequences into tensors; none at all makes one sequence of padding in which nothing counts."""
+def collate(
+    sequences: list[Sequence], pad_id: int, device: torch.device, *, packed: bool = False
+) -> MicroBatch:
+    """Pad sequences into tensors; none at all makes one sequence of padding in which nothing counts.
+
+    With `packed` the forward pass goes without the padding.
+    """
     if not sequences:
         sequences = [Sequence(token_ids=[pad_id, pad_id], num_prompt_tokens=1, mask=[False])]
-    rows, length = len(sequences), max(len(s.token_ids) for s in sequences)
+    lengths = [len(s.token_ids) for s in sequences]
+    rows, length = len(sequences), max(lengths)
     token_ids_BL = torch.full((rows, length), pad_id, dtype=torch.long)
+    is_real_BL = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
     mask_BT = torch.zeros(rows, length - 1, dtype=torch.bool)
     sampled_BT = torch.zeros(rows, length - 1, dtype=torch.float32)
     figures_BT = {name: torch.zeros_like(sampled_BT) for name in sequences[0].figures}
@@ -108,41 +124,6 @@ def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> Mic
         sampled_logprobs_BT=sampled_BT.to(device),
         advantages_B=torch.tensor([s.advantage for s in sequences], dtype=torch.float32).to(device),
         figures_BT={name: figure_BT.to(device) for name, figure_BT in figures_BT.items()},
-        first_position=min(s.num_prompt_tokens for s in sequences) - 1,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLogprobs:
-    """What a forward pass says of the tokens of a micro-batch."""
-
-    logprobs_BT: torch.Tensor
-    """Logprob of each predicted token; 0 before `first_position`."""
-    entropy_BT: torch.Tensor
-    """Entropy of each prediction, in nats, with gradient only if asked for; 0 before `first_position`."""
-
-
-def token_logprobs(
-    model: torch.nn.Module,
-    batch: MicroBatch,
-    *,
-    temperature: float,
-    entropy_has_gradient: bool = False,
-) -> TokenLogprobs:
-    """Logprobs in float32 under softmax(logits / temperature), for positions from `first_position` on."""
-    kept = torch.arange(
-        batch.first_position, batch.token_ids_BL.shape[1] - 1, device=batch.token_ids_BL.device
-    )
-    logits_BTV = model(
-        input_ids=batch.token_ids_BL, use_cache=False, logits_to_keep=kept
-    ).logits.float()
-    all_logprobs_BTV = torch.log_softmax(logits_BTV / temperature, dim=-1)
-    targets_BT = batch.token_ids_BL[:, batch.first_position + 1 :]
-    logprobs_BT = all_logprobs_BTV.gather(-1, targets_BT[..., None]).squeeze(-1)
-    with torch.set_grad_enabled(entropy_has_gradient and torch.is_grad_enabled()):
-        entropy_BT = -(all_logprobs_BTV.exp() * all_logprobs_BTV).sum(-1)
-    before = (batch.first_position, 0)
-    return TokenLogprobs(
-        logprobs_BT=torch.nn.functional.pad(logprobs_BT, before),
-        entropy_BT=torch.nn.functional.pad(entropy_BT, before),
+        is_real_BL=is_real_BL.to(device),
+        row=lay_out(lengths, device) if packed else None,
     )

@@ -14,6 +14,7 @@ import torch
 
 from forge_core.algorithms import optimizer_state
 from forge_core.algorithms.batch import MicroBatch, Sequence, collate, share, split
+from forge_core.algorithms.forward import hidden_states, on_mask
 from forge_core.algorithms.gae import value_loss
 from forge_core.algorithms.metrics import Largest, StepMetrics
 from forge_core.algorithms.rollback import Rollback
@@ -34,10 +35,9 @@ class ValueModel(torch.nn.Module):
         torch.nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """The value of the state before each predicted token, shape (B, T)."""
-        hidden_BLD = self.decoder(input_ids=batch.token_ids_BL, use_cache=False).last_hidden_state
-        values_BT: torch.Tensor = self.head(hidden_BLD[:, :-1]).squeeze(-1)
-        return values_BT
+        """The value of the state before each token of the mask, 0 off it, shape (B, T)."""
+        values_1K = self.head(hidden_states(self.decoder, batch)).squeeze(-1)
+        return on_mask(values_1K, batch.mask_BT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,9 @@ class CriticLearner:
         """The gradient of a minibatch, by micro-batches; its loss and the gradient's norm."""
         num_tokens = max(1, sum(sum(sequence.mask) for sequence in minibatch))
         loss = 0.0
-        for run in split(share(minibatch, 0, 1), self._config.trainer.micro_batch_tokens):
-            batch = collate(run, self._pad_id, self._device)
+        limit, packed = self._config.trainer.micro_batch_tokens, self._config.trainer.packing
+        for run in split(share(minibatch, 0, 1), limit, packed=packed):
+            batch = collate(run, self._pad_id, self._device, packed=packed)
             part, told = value_loss(
                 self.model(batch),
                 batch.figures_BT["values"],

@@ -22,17 +22,19 @@ def response_figures(
     figures_of: Callable[[MicroBatch], torch.Tensor],
     *,
     max_tokens: int,
+    packed: bool,
     pad_id: int,
     device: torch.device,
 ) -> list[list[float]]:
     """By sequence, what `figures_of` gives of its response tokens, at most about `max_tokens` at once.
 
-    Its result has shape (B, T), a micro-batch's.
+    Its result has shape (B, T), a micro-batch's. With `packed` passes are without padding.
     """
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i].token_ids), i))
     found: list[list[float]] = []
-    for run in batches.split([sequences[i] for i in order], max_tokens):
-        figures_BT = figures_of(batches.collate(run, pad_id, device)).float().cpu()
+    for run in batches.split([sequences[i] for i in order], max_tokens, packed=packed):
+        batch = batches.collate(run, pad_id, device, packed=packed)
+        figures_BT = figures_of(batch).float().cpu()
         for row, sequence in enumerate(run):
             begin, end = sequence.num_prompt_tokens - 1, len(sequence.token_ids) - 1
             found.append(figures_BT[row, begin:end].tolist())

@@ -14,13 +14,12 @@ from forge_core.algorithms import optimizer_state
 from forge_core.algorithms.batch import (
     MicroBatch,
     Sequence,
-    TokenLogprobs,
     collate,
     share,
     split,
-    token_logprobs,
 )
 from forge_core.algorithms.custom_loss import CustomLoss
+from forge_core.algorithms.forward import TokenLogprobs, token_logprobs
 from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.metrics import Largest, Mean, Metrics, StepMetrics
 from forge_core.algorithms.primitives import drift
@@ -244,11 +243,11 @@ class Learner:
         return LOSSES[algorithm.loss](tokens, algorithm)
 
     def _micro_batches(self, sequences: list[Sequence]) -> Iterable[Any]:
-        limit = self._config.trainer.micro_batch_tokens
+        limit, packed = self._config.trainer.micro_batch_tokens, self._config.trainer.packing
         shares = [share(sequences, rank, self._ranks) for rank in range(self._ranks)]
-        pieces = max(len(split(s, limit)) for s in shares)
-        for run in split(shares[self._rank], limit, pieces):
-            yield collate(run, self._pad_id, self._device)
+        pieces = max(len(split(s, limit, packed=packed)) for s in shares)
+        for run in split(shares[self._rank], limit, pieces, packed=packed):
+            yield collate(run, self._pad_id, self._device, packed=packed)
 
     def _update(self, loss: float) -> float:
         """Update with the gradient of a loss; the gradient's norm. Raises NotFinite, on all ranks alike."""

@@ -30,6 +30,7 @@ from forge_core.config.hosts import HostsConfig, KubernetesConfig, SlurmConfig
 from forge_core.config.learning import OptimizerConfig, ParityConfig, WarmStartConfig
 from forge_core.config.lineage import CollectConfig, ReplayConfig
 from forge_core.config.machinery import (
+    Attention,
     CheckpointConfig,
     FaultsConfig,
     GeneratorsConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "ENSEMBLE_PREFIX",
     "HUB_PREFIX",
     "AlgorithmConfig",
+    "Attention",
     "BufferConfig",
     "CheckpointConfig",
     "CollectConfig",
@@ -332,6 +334,15 @@ class RunConfig(Section):
             )
         except ValueError as error:
             raise ValueError(f"buffer.{error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _has_fitting_kernels(self) -> RunConfig:
+        if self.trainer.attention != "sdpa" and self.model.dtype != "bfloat16":
+            raise ValueError(
+                f"trainer.attention {self.trainer.attention!r} has no kernels for model.dtype {self.model.dtype!r}: "
+                "set model.dtype to bfloat16, or trainer.attention to 'sdpa'"
+            )
         return self
 
     @model_validator(mode="after")

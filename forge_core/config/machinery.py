@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 from pydantic import Field, model_validator
 
 from forge_core.config.base import Device, Section
@@ -29,6 +31,10 @@ class GeneratorsConfig(Section):
     """Sequences that an engine decodes at once."""
 
 
+Attention = Literal["sdpa", "flash_attention_2"]
+"""Kernels of the trainer's attention."""
+
+
 class TrainerConfig(Section):
     """The mesh that trains: FSDP2, one process per rank."""
 
@@ -39,7 +45,21 @@ class TrainerConfig(Section):
     threads: int = Field(1, ge=1)
     """CPU threads of each rank."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Most tokens, padding included, of one forward and backward pass of a rank."""
+    """Most tokens of one forward and backward pass of a rank; without `packing` padding counts."""
+    packing: bool = True
+    """Forward passes of trainer, reference and critic run over sequences one after another, each of which sees only
+    itself; false: side by side, padded to the longest."""
+    attention: Attention = "sdpa"
+    """Kernels of attention: `sdpa`, PyTorch's, for all devices and types; `flash_attention_2`, of the package
+    flash-attn, which must be installed beside, for `cuda` and bfloat16."""
+
+    @model_validator(mode="after")
+    def _has_the_kernels(self) -> Self:
+        if self.attention != "sdpa" and self.device == "cpu":
+            raise ValueError(
+                f"attention {self.attention!r} needs a GPU, and device is 'cpu': set attention to 'sdpa'"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

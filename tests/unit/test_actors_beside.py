@@ -21,9 +21,10 @@ from forge_core.actors.messages import (
     TrainRequest,
 )
 from forge_core.actors.reference import Reference
-from forge_core.algorithms.batch import collate, token_logprobs
+from forge_core.algorithms.batch import collate
 from forge_core.algorithms.data import load_batch, load_sequences
 from forge_core.algorithms.estimates import read_estimates
+from forge_core.algorithms.forward import token_logprobs
 from forge_core.checkpoint import Snapshot, write_checkpoint
 from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from forge_core.algorithms.batch import Sequence, collate, share, split, token_logprobs
+from forge_core.algorithms.batch import Sequence, collate, share, split
+from forge_core.algorithms.forward import token_logprobs
 from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.metrics import StepMetrics
 from forge_core.algorithms.tokens import Tokens
@@ -66,20 +67,24 @@ def sequences() -> list[Sequence]:
     return made
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("max_tokens", [1, 20, 64, 10_000])
-def test_ranks_see_every_sequence_once_in_equally_many_pieces(ranks: int, max_tokens: int) -> None:
+def test_ranks_see_every_sequence_once_in_equally_many_pieces(
+    ranks: int, max_tokens: int, packed: bool
+) -> None:
     lengths = np.random.default_rng(7).integers(2, 30, 23).tolist()
     whole = [tokens_of(length) for length in lengths]
     shares = [share(whole, rank, ranks) for rank in range(ranks)]
-    pieces = max(len(split(own, max_tokens)) for own in shares)
-    runs = [split(own, max_tokens, pieces) for own in shares]
+    pieces = max(len(split(own, max_tokens, packed=packed)) for own in shares)
+    runs = [split(own, max_tokens, pieces, packed=packed) for own in shares]
     assert {len(own) for own in runs} == {pieces}
     seen = Counter(id(s) for own in runs for run in own for s in run)
     assert seen == Counter(id(s) for s in whole)
     for run in itertools.chain(*runs):
-        padded = len(run) * max((len(s.token_ids) for s in run), default=0)
-        assert padded <= max_tokens or len(run) == 1
+        lengths = [len(s.token_ids) for s in run]
+        size = sum(lengths) if packed else len(run) * max(lengths, default=0)
+        assert size <= max_tokens or len(run) == 1
 
 
 def test_shares_are_of_about_the_same_work() -> None:
@@ -114,7 +119,8 @@ def test_collate_puts_everything_at_the_position_that_predicts_it(
     longest = max(sum(lengths) for lengths in LENGTHS)
     assert batch.token_ids_BL.shape == (len(sequences), longest)
     assert batch.mask_BT.shape == batch.sampled_logprobs_BT.shape == (len(sequences), longest - 1)
-    assert batch.first_position == 0
+    lengths = [len(s.token_ids) for s in sequences]
+    assert batch.is_real_BL.sum(dim=1).tolist() == lengths
     for row, sequence in enumerate(sequences):
         length = len(sequence.token_ids)
         assert batch.token_ids_BL[row].tolist() == sequence.token_ids + [PAD] * (longest - length)
@@ -130,20 +136,26 @@ def test_collate_puts_everything_at_the_position_that_predicts_it(
         assert float(batch.advantages_B[row]) == sequence.advantage
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("temperature", [0.6, 1.7])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [1, 3], [0]])
 def test_logprobs_are_those_of_one_token_after_the_other(
-    model: torch.nn.Module, sequences: list[Sequence], rows: list[int], temperature: float
+    model: torch.nn.Module,
+    sequences: list[Sequence],
+    rows: list[int],
+    temperature: float,
+    packed: bool,
 ) -> None:
     chosen = [sequences[row] for row in rows]
-    batch = collate(chosen, PAD, CPU)
-    assert batch.first_position == min(s.num_prompt_tokens for s in chosen) - 1
+    batch = collate(chosen, PAD, CPU, packed=packed)
     with torch.no_grad():
         scored = token_logprobs(model, batch, temperature=temperature)
     assert scored.logprobs_BT.shape == scored.entropy_BT.shape == batch.mask_BT.shape
-    assert not scored.logprobs_BT[:, : batch.first_position].any()
+    assert not scored.logprobs_BT[~batch.mask_BT].any()
     for row, sequence in enumerate(chosen):
         for token in range(sequence.num_prompt_tokens, len(sequence.token_ids)):
+            if not sequence.mask[token - sequence.num_prompt_tokens]:
+                continue
             logprobs = next_logprobs(model, sequence.token_ids[:token], temperature)
             position = token - 1
             assert float(scored.logprobs_BT[row, position]) == pytest.approx(
@@ -165,8 +177,9 @@ def test_neighbouring_positions_predict_differently(
 ) -> None:
     """Without this the comparison token by token could not tell a shift by one."""
     batch = collate(sequences[:1], PAD, CPU)
-    logprobs = token_logprobs(model, batch, temperature=1.0).logprobs_BT[0].detach()
-    gaps = (logprobs[3:] - logprobs[2:-1]).abs()
+    logprobs_BT = token_logprobs(model, batch, temperature=1.0).logprobs_BT.detach()
+    logprobs = logprobs_BT[batch.mask_BT]
+    gaps = (logprobs[1:] - logprobs[:-1]).abs()
     assert float(gaps.min()) > 1e-2
 
 
@@ -182,8 +195,11 @@ def test_padding_changes_no_logprob(model: torch.nn.Module, sequences: list[Sequ
         np.testing.assert_allclose(scored[0][row, : length - 1], scored[1][row, : length - 1])
 
 
-def test_an_empty_micro_batch_takes_part_and_counts_nothing(model: torch.nn.Module) -> None:
-    batch = collate([], PAD, CPU)
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_empty_micro_batch_takes_part_and_counts_nothing(
+    model: torch.nn.Module, packed: bool
+) -> None:
+    batch = collate([], PAD, CPU, packed=packed)
     assert not batch.mask_BT.any()
     scored = token_logprobs(model, batch, temperature=1.0)
     tokens = Tokens(

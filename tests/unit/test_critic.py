@@ -59,7 +59,7 @@ def sequences(target: float = 1.0) -> list[Sequence]:
 
 
 def values(critic: CriticLearner, batch: list[Sequence]) -> list[list[float]]:
-    return response_figures(batch, critic.model, max_tokens=16, pad_id=0, device=CPU)
+    return response_figures(batch, critic.model, max_tokens=16, packed=True, pad_id=0, device=CPU)
 
 
 def test_it_begins_with_zeros_and_learns_what_prompts_return(critic: CriticLearner) -> None:

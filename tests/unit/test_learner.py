@@ -19,8 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from forge_core.actors.messages import TrainRequest
-from forge_core.algorithms.batch import Sequence, collate, token_logprobs
+from forge_core.algorithms.batch import Sequence, collate
 from forge_core.algorithms.data import load_batch
+from forge_core.algorithms.forward import token_logprobs
 from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.nonfinite import batch_file
 from forge_core.algorithms.step import Learner
@@ -217,6 +218,41 @@ def test_micro_batches_add_up_to_the_batch(
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
     assert told_in_pieces.metrics == pytest.approx(told.metrics, rel=1e-3, abs=1e-6)
     assert told_in_pieces.optimizer_updates == told.optimizer_updates == 1
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_without_padding_is_that_with_padding(
+    build: Build, sequences: list[Sequence], loss: str
+) -> None:
+    """Whatever the loss, also where it has ratios and means of sequences."""
+    stale = [
+        dataclasses.replace(each, sampled_logprobs=[p - 0.1 * (-1) ** row for p in each.sampled_logprobs])
+        for row, each in enumerate(sequences)
+    ]  # fmt: skip
+    told = {}
+    state = {}
+    for packing in (True, False):
+        settings = {"packing": packing, "micro_batch_tokens": 24}
+        algorithm = {"loss": loss, "entropy_coefficient": 0.01}
+        model, learner = build(trainer=settings, algorithm=algorithm, optimizer={"eps": 1.0})
+        told[packing] = learner.train_step(1, stale).metrics
+        state[packing] = {**weights(model), **learner.full_state()[0]}
+    assert told[True].keys() == told[False].keys()
+    assert told[True] == pytest.approx(told[False], rel=1e-4, abs=1e-5)
+    for name, wanted in state[False].items():
+        torch.testing.assert_close(state[True][name], wanted, rtol=0, atol=1e-6, msg=name)
+
+
+def test_two_steps_of_one_config_are_the_same_to_the_bit(
+    build: Build, sequences: list[Sequence]
+) -> None:
+    found = []
+    for _ in range(2):
+        model, learner = build(algorithm={"minibatches": 2}, trainer={"micro_batch_tokens": 24})
+        for step in (1, 2):
+            learner.train_step(step, sequences)
+        found.append(weights(model))
+    assert_bits_equal(*found)
 
 
 def test_every_minibatch_of_every_epoch_is_an_update(

@@ -1,0 +1,146 @@
+"""Forward passes over a micro-batch: the logprobs of its tokens, by way of the hidden states that predict them.
+
+Shapes: B sequences, L tokens, T = L - 1 predicted positions; K of them count; N tokens in a row; D hidden units;
+V words of the vocabulary.
+
+A micro-batch goes through the decoder as a row without padding where it has one, else as the padded tensor. Only the
+positions of the mask go on to the output layer, and their logprobs are put back into the padded shape that losses know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+from forge_core.algorithms.batch import MicroBatch, Sequence, collate
+from forge_core.algorithms.rows import row_arguments
+from forge_core.sharding import reshard
+
+_METHOD = "run_as_forward"
+_PROBE_LENGTHS = (11, 7, 5)
+_MOST_APART = {False: 1e-3, True: 0.1}
+"""Nats that logprobs of the probe may be apart, in float32 and in bfloat16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """What a forward pass says of the tokens of a micro-batch."""
+
+    logprobs_BT: torch.Tensor
+    """Logprob of each predicted token; 0 off the mask."""
+    entropy_BT: torch.Tensor
+    """Entropy of each prediction, in nats, with gradient only if asked for; 0 off the mask."""
+
+
+def token_logprobs(
+    model: Any,
+    batch: MicroBatch,
+    *,
+    temperature: float,
+    entropy_has_gradient: bool = False,
+) -> TokenLogprobs:
+    """Logprobs in float32 under softmax(logits / temperature), of the tokens of the mask.
+
+    Collective where the model is sharded: also a rank whose mask is empty takes part.
+    """
+
+    def scored(inner: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_1KD = hidden_states(inner.get_decoder(), batch)
+        targets_1K = batch.token_ids_BL[:, 1:][batch.mask_BT][None]
+        head = inner.get_output_embeddings()
+        return _scored(head, hidden_1KD, targets_1K, temperature, entropy_has_gradient)
+
+    logprobs_1K, entropy_1K = _as_forward(model, scored)
+    return TokenLogprobs(
+        logprobs_BT=on_mask(logprobs_1K, batch.mask_BT),
+        entropy_BT=on_mask(entropy_1K, batch.mask_BT),
+    )
+
+
+def hidden_states(decoder: Any, batch: MicroBatch) -> torch.Tensor:
+    """What the decoder makes of the positions that predict the tokens of the mask, shape (1, K, D)."""
+    if batch.row is None:
+        states_BLD = decoder(input_ids=batch.token_ids_BL, use_cache=False).last_hidden_state
+        kept_1KD: torch.Tensor = states_BLD[:, :-1][batch.mask_BT][None]
+        return kept_1KD
+    is_real_BL = batch.is_real_BL
+    states_1ND = decoder(
+        input_ids=batch.token_ids_BL[is_real_BL][None],
+        use_cache=False,
+        **row_arguments(decoder.config, batch.row),
+    ).last_hidden_state
+    is_kept_BL = torch.nn.functional.pad(batch.mask_BT, (0, 1))
+    kept_K = is_kept_BL[is_real_BL].nonzero().squeeze(1)
+    kept_1KD = states_1ND.index_select(1, kept_K)
+    return kept_1KD
+
+
+def on_mask(value_1K: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Values of the tokens of the mask where they belong, 0 off it, shape (B, T)."""
+    nothing_BT = torch.zeros(mask_BT.shape, dtype=value_1K.dtype, device=value_1K.device)
+    return nothing_BT.masked_scatter(mask_BT, value_1K)
+
+
+def _scored(
+    head: torch.nn.Module,
+    hidden_1KD: torch.Tensor,
+    targets_1K: torch.Tensor,
+    temperature: float,
+    entropy_has_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logprobs and entropies of predictions, shapes (1, K)."""
+    all_logprobs_1KV = torch.log_softmax(head(hidden_1KD).float() / temperature, dim=-1)
+    logprobs_1K = all_logprobs_1KV.gather(-1, targets_1K[..., None]).squeeze(-1)
+    with torch.set_grad_enabled(entropy_has_gradient and torch.is_grad_enabled()):
+        entropy_1K = -(all_logprobs_1KV.exp() * all_logprobs_1KV).sum(-1)
+    return logprobs_1K, entropy_1K
+
+
+def _as_forward(model: Any, work: Callable[[Any], tuple[torch.Tensor, ...]]) -> Any:
+    """What `work` makes of the model, within what FSDP does before and after a forward pass of its root."""
+    is_sharded = isinstance(model, FSDPModule)
+    if not is_sharded:
+        return work(model)
+    if not hasattr(model, _METHOD):
+        setattr(model, _METHOD, lambda work: work(model))
+        register_fsdp_forward_method(model, _METHOD)
+    return getattr(model, _METHOD)(work)
+
+
+@torch.no_grad()
+def check_forward(model: Any, device: torch.device, *, packed: bool) -> None:
+    """Compare logprobs by way of hidden states, and of a row, with those that the model's own forward pass gives.
+
+    Raises ValueError for a model whose layers mix the sequences of a row other than by attention, or whose output is
+    more than a layer over the hidden states. Collective where the model is sharded.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [[(7 * at * at + 3) % vocabulary for at in range(n)] for n in _PROBE_LENGTHS]
+    probe = [
+        Sequence(token_ids=each, num_prompt_tokens=1, mask=[True] * (len(each) - 1)) for each in ids
+    ]
+    found_BT = token_logprobs(
+        model, collate(probe, 0, device, packed=packed), temperature=1.0
+    ).logprobs_BT
+    apart, is_half = 0.0, False
+    for row, each in enumerate(ids):
+        logits_1LV = model(input_ids=torch.tensor([each], device=device), use_cache=False).logits
+        is_half = is_half or logits_1LV.dtype != torch.float32
+        logprobs_TV = torch.log_softmax(logits_1LV[0, :-1].float(), dim=-1)
+        wanted_T = logprobs_TV[range(len(each) - 1), each[1:]]
+        apart = max(apart, float((found_BT[row, : len(each) - 1] - wanted_T).abs().max()))
+    reshard(model)
+    if not apart <= _MOST_APART[is_half]:
+        name = type(getattr(model, "config", model)).__name__
+        mend = (
+            "set trainer.packing to false, and if that does not help, the model cannot be trained"
+            if packed
+            else "its output is more than a layer over its hidden states, and it cannot be trained"
+        )
+        raise ValueError(
+            f"logprobs of a model with {name} are up to {apart:.3g} nats from those of its own forward pass: {mend}"
+        )
