@@ -70,7 +70,10 @@ class Reference(Actor):
                 sequences,
                 lambda batch: (
                     token_logprobs(
-                        self._model, batch, temperature=self._config.sampling.temperature
+                        self._model,
+                        batch,
+                        temperature=self._config.sampling.temperature,
+                        chunk_tokens=self._config.trainer.logprob_chunk_tokens,
                     ).logprobs_BT
                 ),
                 max_tokens=self._config.trainer.micro_batch_tokens,

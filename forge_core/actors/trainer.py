@@ -307,9 +307,11 @@ class Trainer(Actor):
             Sequence(token_ids=list(ids), num_prompt_tokens=1, mask=[True] * (len(ids) - 1))
             for ids in token_ids
         ]
-        packed = self._config.trainer.packing
-        batch = collate(sequences, self._pad_id(), self._device, packed=packed)
-        scored = token_logprobs(self._model, batch, temperature=1.0)
+        settings = self._config.trainer
+        batch = collate(sequences, self._pad_id(), self._device, packed=settings.packing)
+        scored = token_logprobs(
+            self._model, batch, temperature=1.0, chunk_tokens=settings.logprob_chunk_tokens
+        )
         logprobs = tuple(
             tuple(row[: len(ids) - 1].tolist())
             for row, ids in zip(scored.logprobs_BT, token_ids, strict=True)

@@ -1,20 +1,24 @@
 """Forward passes over a micro-batch: the logprobs of its tokens, by way of the hidden states that predict them.
 
-Shapes: B sequences, L tokens, T = L - 1 predicted positions; K of them count; N tokens in a row; D hidden units;
-V words of the vocabulary.
+Shapes: B sequences, L tokens, T = L - 1 predicted positions; K of them count, at most C at once; N tokens in a row;
+D hidden units; V words of the vocabulary.
 
 A micro-batch goes through the decoder as a row without padding where it has one, else as the padded tensor. Only the
 positions of the mask go on to the output layer, and their logprobs are put back into the padded shape that losses know.
+Where they are more than a chunk, they go there chunk by chunk, and what the layer gave is made again in the backward
+pass: logits are C x V large at most, however many tokens there are.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint
 
 from forge_core.algorithms.batch import MicroBatch, Sequence, collate
 from forge_core.algorithms.rows import row_arguments
@@ -42,8 +46,9 @@ def token_logprobs(
     *,
     temperature: float,
     entropy_has_gradient: bool = False,
+    chunk_tokens: int | None = None,
 ) -> TokenLogprobs:
-    """Logprobs in float32 under softmax(logits / temperature), of the tokens of the mask.
+    """Logprobs in float32 under softmax(logits / temperature), of the tokens of the mask, so many at once.
 
     Collective where the model is sharded: also a rank whose mask is empty takes part.
     """
@@ -51,8 +56,10 @@ def token_logprobs(
     def scored(inner: Any) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_1KD = hidden_states(inner.get_decoder(), batch)
         targets_1K = batch.token_ids_BL[:, 1:][batch.mask_BT][None]
-        head = inner.get_output_embeddings()
-        return _scored(head, hidden_1KD, targets_1K, temperature, entropy_has_gradient)
+        score = functools.partial(
+            _scored, inner.get_output_embeddings(), temperature, entropy_has_gradient
+        )
+        return _in_chunks(score, hidden_1KD, targets_1K, chunk_tokens)
 
     logprobs_1K, entropy_1K = _as_forward(model, scored)
     return TokenLogprobs(
@@ -85,19 +92,36 @@ def on_mask(value_1K: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return nothing_BT.masked_scatter(mask_BT, value_1K)
 
 
-def _scored(
-    head: torch.nn.Module,
+def _in_chunks(
+    score: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     hidden_1KD: torch.Tensor,
     targets_1K: torch.Tensor,
+    chunk_tokens: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `score` gives of each chunk, one after another; without what it holds for the backward pass if there are
+    several."""
+    size = chunk_tokens or max(1, hidden_1KD.shape[1])
+    chunks = list(zip(hidden_1KD.split(size, dim=1), targets_1K.split(size, dim=1), strict=True))
+    if len(chunks) > 1:
+        score = functools.partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+    logprobs, entropies = zip(*[score(*chunk) for chunk in chunks], strict=True)
+    # New tensors also of one chunk: FSDP hooks on to what a forward pass returns, and a view could lose that.
+    return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
+
+
+def _scored(
+    head: torch.nn.Module,
     temperature: float,
     entropy_has_gradient: bool,
+    hidden_1CD: torch.Tensor,
+    targets_1C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logprobs and entropies of predictions, shapes (1, K)."""
-    all_logprobs_1KV = torch.log_softmax(head(hidden_1KD).float() / temperature, dim=-1)
-    logprobs_1K = all_logprobs_1KV.gather(-1, targets_1K[..., None]).squeeze(-1)
+    """Logprobs and entropies of predictions, shapes (1, C)."""
+    all_logprobs_1CV = torch.log_softmax(head(hidden_1CD).float() / temperature, dim=-1)
+    logprobs_1C = all_logprobs_1CV.gather(-1, targets_1C[..., None]).squeeze(-1)
     with torch.set_grad_enabled(entropy_has_gradient and torch.is_grad_enabled()):
-        entropy_1K = -(all_logprobs_1KV.exp() * all_logprobs_1KV).sum(-1)
-    return logprobs_1K, entropy_1K
+        entropy_1C = -(all_logprobs_1CV.exp() * all_logprobs_1CV).sum(-1)
+    return logprobs_1C, entropy_1C
 
 
 def _as_forward(model: Any, work: Callable[[Any], tuple[torch.Tensor, ...]]) -> Any:

@@ -91,7 +91,7 @@ class Learner:
         num_tokens = _count(sequences)
         total = 0.0
         for batch in self._micro_batches(sequences):
-            scored = token_logprobs(self._model, batch, temperature=1.0)
+            scored = self._token_logprobs(batch, temperature=1.0)
             loss = -(scored.logprobs_BT * batch.mask_BT).sum() / num_tokens
             (loss * self._ranks).backward()
             total += float(loss.detach())
@@ -104,7 +104,7 @@ class Learner:
         """Mean loss of the masked tokens, in nats per token."""
         total = 0.0
         for batch in self._micro_batches(sequences):
-            scored = token_logprobs(self._model, batch, temperature=1.0)
+            scored = self._token_logprobs(batch, temperature=1.0)
             total -= float(torch.where(batch.mask_BT, scored.logprobs_BT, 0.0).sum())
         reshard(self._model)
         (total,) = self._over_ranks([total])
@@ -222,12 +222,16 @@ class Learner:
             raise fault or ValueError("the loss failed on another rank of the trainer")
         return loss
 
-    def _token_logprobs(self, batch: MicroBatch) -> TokenLogprobs:
+    def _token_logprobs(
+        self, batch: MicroBatch, *, temperature: float | None = None
+    ) -> TokenLogprobs:
+        """At the temperature of sampling unless another is given."""
         return token_logprobs(
             self._model,
             batch,
-            temperature=self._config.sampling.temperature,
+            temperature=temperature or self._config.sampling.temperature,
             entropy_has_gradient=self._config.algorithm.entropy_coefficient > 0,
+            chunk_tokens=self._config.trainer.logprob_chunk_tokens,
         )
 
     def _reference(self, batch: MicroBatch) -> torch.Tensor | None:

@@ -49,6 +49,9 @@ class TrainerConfig(Section):
     packing: bool = True
     """Forward passes of trainer, reference and critic run over sequences one after another, each of which sees only
     itself; false: side by side, padded to the longest."""
+    logprob_chunk_tokens: int = Field(1024, ge=1)
+    """Tokens whose logits, one for each word of the vocabulary, are in memory at once; of several such chunks they are
+    computed once more in the backward pass."""
     attention: Attention = "sdpa"
     """Kernels of attention: `sdpa`, PyTorch's, for all devices and types; `flash_attention_2`, of the package
     flash-attn, which must be installed beside, for `cuda` and bfloat16."""

@@ -90,22 +90,21 @@ def generator_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
 def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes of the device's memory that one rank of the trainer holds, by what for."""
     size, ranks = element_bytes(config), config.trainer.ranks
-    tokens = config.trainer.micro_batch_tokens
+    tokens, logits = config.trainer.micro_batch_tokens, _tokens_with_logits(config)
     block = shape.num_layer_parameters
     return {
         "parameters, gradients, optimizer": math.ceil(16 * shape.num_parameters / ranks),
         "gathered layers": 2 * size * max(block, shape.vocabulary_size * shape.hidden_size),
         "activations": 17 * size * tokens * shape.num_layers * shape.hidden_size,
-        "logits": 4 * 4 * tokens * shape.vocabulary_size,
+        "logits": 4 * 4 * logits * shape.vocabulary_size,
     }
 
 
 def reference_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes of the device's memory that the reference policy holds, by what for."""
-    tokens = config.trainer.micro_batch_tokens
     return {
         "parameters": 4 * shape.num_parameters,
-        "logits": 2 * 4 * tokens * shape.vocabulary_size,
+        "logits": 2 * 4 * _tokens_with_logits(config) * shape.vocabulary_size,
     }
 
 
@@ -131,6 +130,11 @@ def checkpoint_bytes(shape: ModelShape) -> int:
     """
     whole = 4 * shape.num_parameters
     return 3 * whole + 2 * min(CHECKPOINT_FILE_BYTES, 2 * whole)
+
+
+def _tokens_with_logits(config: RunConfig) -> int:
+    """Most tokens whose logits are in memory at once."""
+    return min(config.trainer.micro_batch_tokens, config.trainer.logprob_chunk_tokens)
 
 
 def element_bytes(config: RunConfig) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from benchmarks.allocations import peak_bytes
 from forge_core.algorithms.batch import Sequence, collate, split
 from forge_core.algorithms.critic import ValueModel
 from forge_core.algorithms.forward import check_forward, token_logprobs
@@ -163,6 +164,60 @@ def test_values_of_a_row_are_those_of_padded_sequences(
     )
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
     assert wanted.any()
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 1000])
+def test_chunks_change_neither_values_nor_gradients(
+    model: Any, sequences: list[Sequence], chunk_tokens: int
+) -> None:
+    own = copy.deepcopy(model)
+    results = []
+    for size in (chunk_tokens, None):
+        batch = collate(sequences, 0, CPU, packed=True)
+        scored = token_logprobs(
+            own, batch, temperature=0.7, entropy_has_gradient=True, chunk_tokens=size
+        )
+        own.zero_grad()
+        ((scored.logprobs_BT + 0.1 * scored.entropy_BT).sum() / batch.mask_BT.sum()).backward()
+        gradients = {name: each.grad for name, each in own.named_parameters()}
+        results.append((scored.logprobs_BT.detach(), scored.entropy_BT.detach(), gradients))
+    (logprobs, entropy, gradients), (wanted_logprobs, wanted_entropy, wanted) = results
+    torch.testing.assert_close(logprobs, wanted_logprobs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(entropy, wanted_entropy, rtol=1e-6, atol=1e-6)
+    for name, gradient in wanted.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-5 * scale)
+
+
+def peak_of_loss(num_tokens: int, vocabulary: int, chunk_tokens: int | None) -> int:
+    """Bytes that forward and backward pass take at most, beyond what the model itself has."""
+    config = MistralConfig(
+        vocab_size=vocabulary, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, attn_implementation=implementation("sdpa"),
+    )  # fmt: skip
+    own = MistralForCausalLM(config)
+    ids = (torch.arange(num_tokens) % vocabulary).tolist()
+    whole = Sequence(token_ids=ids, num_prompt_tokens=1, mask=[True] * (num_tokens - 1))
+    batch = collate([whole], 0, CPU, packed=True)
+
+    def both_passes() -> None:
+        scored = token_logprobs(own, batch, temperature=0.7, chunk_tokens=chunk_tokens)
+        scored.logprobs_BT.sum().backward()
+
+    return peak_bytes(both_passes)
+
+
+def test_the_peak_does_not_grow_with_tokens_times_vocabulary() -> None:
+    tokens, vocabulary = 512, 4096
+    one_tensor = 4 * tokens * vocabulary
+
+    def grown(chunk_tokens: int | None) -> int:
+        few, many = (peak_of_loss(n, vocabulary, chunk_tokens) for n in (tokens, 2 * tokens))
+        return many - few
+
+    assert grown(64) < one_tensor / 8
+    # The measure does see logits that stand in memory at once.
+    assert grown(None) > 2 * one_tensor
 
 
 def test_without_padding_more_sequences_fit() -> None:

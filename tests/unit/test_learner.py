@@ -220,6 +220,21 @@ def test_micro_batches_add_up_to_the_batch(
     assert told_in_pieces.optimizer_updates == told.optimizer_updates == 1
 
 
+def test_chunks_of_logprobs_change_no_step_of_a_sharded_model(
+    build: Build, sequences: list[Sequence]
+) -> None:
+    state = []
+    for size in (2, 1000):
+        algorithm = {"minibatches": 2, "epochs": 2, "entropy_coefficient": 0.01}
+        model, learner = build(
+            trainer={"logprob_chunk_tokens": size}, algorithm=algorithm, optimizer={"eps": 1.0}
+        )
+        learner.train_step(1, sequences)
+        state.append({**weights(model), **learner.full_state()[0]})
+    for name, wanted in state[1].items():
+        torch.testing.assert_close(state[0][name], wanted, rtol=0, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_without_padding_is_that_with_padding(
     build: Build, sequences: list[Sequence], loss: str
