@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from forge_core.config import RunConfig, TrainerConfig
+from forge_core.recomputation import blocks_of, recompute_activations
 
 
 def join_group(config: TrainerConfig, rendezvous: str, rank: int) -> torch.device:
@@ -36,12 +37,13 @@ def shard_model(model: torch.nn.Module, config: RunConfig, device: torch.device)
     mesh = init_device_mesh(device.type, (config.trainer.ranks,))
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if config.model.dtype == "bfloat16"
+        if config.model.dtype == "bfloat16" and config.trainer.precision == "model"
         else MixedPrecisionPolicy()
     )
     model.to(device)
-    blocks = set(getattr(model, "_no_split_modules", None) or ())
-    for layer in [m for m in model.modules() if type(m).__name__ in blocks]:
+    if config.trainer.activation_checkpointing:
+        recompute_activations(model)
+    for layer in blocks_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     # Without dropout: the policy that is trained is the one that sampled.

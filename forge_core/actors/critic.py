@@ -27,6 +27,7 @@ from forge_core.algorithms.data import load_batch, load_sequences
 from forge_core.algorithms.estimates import response_figures
 from forge_core.algorithms.nonfinite import keep_batch
 from forge_core.config import RunConfig
+from forge_core.recomputation import recompute_activations
 from forge_core.sharding import load_weights
 from forge_core.timeline import Interval, Timeline
 from storage.objects import open_store
@@ -61,6 +62,8 @@ class Critic(Actor):
             pad = tokenizer.pad_token_id
             self._pad_id = int(pad if pad is not None else tokenizer.eos_token_id)
             self._language_model = load_causal_lm(model_dir, self._config.trainer.attention)
+            if self._config.trainer.activation_checkpointing:
+                recompute_activations(self._language_model)
             self._learner = None
 
     @endpoint

@@ -74,6 +74,7 @@ class Reference(Actor):
                         batch,
                         temperature=self._config.sampling.temperature,
                         chunk_tokens=self._config.trainer.logprob_chunk_tokens,
+                        precision=self._config.trainer.precision,
                     ).logprobs_BT
                 ),
                 max_tokens=self._config.trainer.micro_batch_tokens,

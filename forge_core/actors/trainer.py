@@ -113,7 +113,10 @@ class Trainer(Actor):
                     "its tokenizer_config.json"
                 )
             self._model = shard_model(model, self._config, self._device)
-            check_forward(self._model, self._device, packed=self._config.trainer.packing)
+            settings = self._config.trainer
+            check_forward(
+                self._model, self._device, packed=settings.packing, precision=settings.precision
+            )
             self._learner = Learner(
                 self._model, self._config, self._device, self._pad_id(), self._rank
             )
@@ -310,7 +313,11 @@ class Trainer(Actor):
         settings = self._config.trainer
         batch = collate(sequences, self._pad_id(), self._device, packed=settings.packing)
         scored = token_logprobs(
-            self._model, batch, temperature=1.0, chunk_tokens=settings.logprob_chunk_tokens
+            self._model,
+            batch,
+            temperature=1.0,
+            chunk_tokens=settings.logprob_chunk_tokens,
+            precision=settings.precision,
         )
         logprobs = tuple(
             tuple(row[: len(ids) - 1].tolist())

@@ -14,11 +14,11 @@ import torch
 
 from forge_core.algorithms import optimizer_state
 from forge_core.algorithms.batch import MicroBatch, Sequence, collate, share, split
-from forge_core.algorithms.forward import hidden_states, on_mask
+from forge_core.algorithms.forward import computing_in, hidden_states, on_mask
 from forge_core.algorithms.gae import value_loss
 from forge_core.algorithms.metrics import Largest, StepMetrics
 from forge_core.algorithms.rollback import Rollback
-from forge_core.config import RunConfig
+from forge_core.config import Precision, RunConfig
 from forge_core.sharding import load_weights
 
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
@@ -27,8 +27,9 @@ _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 class ValueModel(torch.nn.Module):
     """A language model's decoder with one number as its output; the number is 0 before it has learned."""
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, language_model: Any, precision: Precision = "model") -> None:
         super().__init__()
+        self._precision: Precision = precision
         self.decoder = language_model.get_decoder()
         self.head = torch.nn.Linear(language_model.config.hidden_size, 1)
         torch.nn.init.zeros_(self.head.weight)
@@ -36,8 +37,9 @@ class ValueModel(torch.nn.Module):
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The value of the state before each token of the mask, 0 off it, shape (B, T)."""
-        values_1K = self.head(hidden_states(self.decoder, batch)).squeeze(-1)
-        return on_mask(values_1K, batch.mask_BT)
+        with computing_in(self._precision, batch.mask_BT.device):
+            values_1K = self.head(hidden_states(self.decoder, batch)).squeeze(-1)
+        return on_mask(values_1K.float(), batch.mask_BT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class CriticLearner:
     def __init__(
         self, language_model: torch.nn.Module, config: RunConfig, device: torch.device, pad_id: int
     ) -> None:
-        self.model = ValueModel(language_model).to(device).eval()
+        self.model = ValueModel(language_model, config.trainer.precision).to(device).eval()
         self._config = config
         self._device = device
         self._pad_id = pad_id

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from forge_core.algorithms.batch import MicroBatch, Sequence, collate
 from forge_core.algorithms.rows import row_arguments
+from forge_core.config import Precision
 from forge_core.sharding import reshard
 
 _METHOD = "run_as_forward"
@@ -47,6 +48,7 @@ def token_logprobs(
     temperature: float,
     entropy_has_gradient: bool = False,
     chunk_tokens: int | None = None,
+    precision: Precision = "model",
 ) -> TokenLogprobs:
     """Logprobs in float32 under softmax(logits / temperature), of the tokens of the mask, so many at once.
 
@@ -61,10 +63,19 @@ def token_logprobs(
         )
         return _in_chunks(score, hidden_1KD, targets_1K, chunk_tokens)
 
-    logprobs_1K, entropy_1K = _as_forward(model, scored)
+    with computing_in(precision, batch.mask_BT.device):
+        logprobs_1K, entropy_1K = _as_forward(model, scored)
     return TokenLogprobs(
         logprobs_BT=on_mask(logprobs_1K, batch.mask_BT),
         entropy_BT=on_mask(entropy_1K, batch.mask_BT),
+    )
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which forward passes compute so; what is made again in a backward pass is made as it was."""
+    # Without its cache, which would hold a copy of every layer's weights while FSDP frees them.
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=precision == "bf16_autocast", cache_enabled=False
     )
 
 
@@ -136,7 +147,9 @@ def _as_forward(model: Any, work: Callable[[Any], tuple[torch.Tensor, ...]]) -> 
 
 
 @torch.no_grad()
-def check_forward(model: Any, device: torch.device, *, packed: bool) -> None:
+def check_forward(
+    model: Any, device: torch.device, *, packed: bool, precision: Precision = "model"
+) -> None:
     """Compare logprobs by way of hidden states, and of a row, with those that the model's own forward pass gives.
 
     Raises ValueError for a model whose layers mix the sequences of a row other than by attention, or whose output is
@@ -147,12 +160,13 @@ def check_forward(model: Any, device: torch.device, *, packed: bool) -> None:
     probe = [
         Sequence(token_ids=each, num_prompt_tokens=1, mask=[True] * (len(each) - 1)) for each in ids
     ]
-    found_BT = token_logprobs(
-        model, collate(probe, 0, device, packed=packed), temperature=1.0
-    ).logprobs_BT
+    batch = collate(probe, 0, device, packed=packed)
+    found_BT = token_logprobs(model, batch, temperature=1.0, precision=precision).logprobs_BT
     apart, is_half = 0.0, False
     for row, each in enumerate(ids):
-        logits_1LV = model(input_ids=torch.tensor([each], device=device), use_cache=False).logits
+        ids_1L = torch.tensor([each], device=device)
+        with computing_in(precision, device):
+            logits_1LV = model(input_ids=ids_1L, use_cache=False).logits
         is_half = is_half or logits_1LV.dtype != torch.float32
         logprobs_TV = torch.log_softmax(logits_1LV[0, :-1].float(), dim=-1)
         wanted_T = logprobs_TV[range(len(each) - 1), each[1:]]

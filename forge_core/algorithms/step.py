@@ -25,6 +25,7 @@ from forge_core.algorithms.metrics import Largest, Mean, Metrics, StepMetrics
 from forge_core.algorithms.primitives import drift
 from forge_core.algorithms.ratios import Ratios
 from forge_core.algorithms.rollback import Rollback
+from forge_core.algorithms.schedule import learning_rate
 from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.config import RunConfig
 from forge_core.sharding import reshard
@@ -122,8 +123,8 @@ class Learner:
         """
         if not sequences:
             return Outcome(optimizer_updates=0, metrics={})
-        learning_rate = self._learning_rate(step)
-        self._set_learning_rate(learning_rate)
+        rate = learning_rate(self._config.optimizer, step, self._config.steps)
+        self._set_learning_rate(rate)
         algorithm = self._config.algorithm
         minibatches = [sequences[i :: algorithm.minibatches] for i in range(algorithm.minibatches)]
         minibatches = [minibatch for minibatch in minibatches if minibatch]
@@ -150,7 +151,7 @@ class Learner:
                 **metrics.reduced(self._over_ranks),
                 **ratios.metrics(),
                 "grad_norm": max(gradient_norms),
-                "learning_rate": learning_rate,
+                "learning_rate": rate,
             },
         )
 
@@ -232,6 +233,7 @@ class Learner:
             temperature=temperature or self._config.sampling.temperature,
             entropy_has_gradient=self._config.algorithm.entropy_coefficient > 0,
             chunk_tokens=self._config.trainer.logprob_chunk_tokens,
+            precision=self._config.trainer.precision,
         )
 
     def _reference(self, batch: MicroBatch) -> torch.Tensor | None:
@@ -266,14 +268,6 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
-
-    def _learning_rate(self, step: int) -> float:
-        settings = self._config.optimizer
-        rising = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-        # A loop of the user's may go on beyond the steps that the schedule was made for.
-        progress = min(1.0, (step - 1) / max(1, self._config.steps - 1))
-        falling = 1.0 - (1.0 - settings.final_learning_rate_fraction) * progress
-        return settings.learning_rate * rising * falling
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:

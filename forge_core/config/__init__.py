@@ -34,6 +34,7 @@ from forge_core.config.machinery import (
     CheckpointConfig,
     FaultsConfig,
     GeneratorsConfig,
+    Precision,
     ProfileConfig,
     RetryConfig,
     ShutdownConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "ModelShape",
     "OptimizerConfig",
     "ParityConfig",
+    "Precision",
     "ProfileConfig",
     "ReplayConfig",
     "RetryConfig",
@@ -338,10 +340,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _has_fitting_kernels(self) -> RunConfig:
-        if self.trainer.attention != "sdpa" and self.model.dtype != "bfloat16":
+        is_half = self.model.dtype == "bfloat16" or self.trainer.precision == "bf16_autocast"
+        if self.trainer.attention != "sdpa" and not is_half:
             raise ValueError(
                 f"trainer.attention {self.trainer.attention!r} has no kernels for model.dtype {self.model.dtype!r}: "
-                "set model.dtype to bfloat16, or trainer.attention to 'sdpa'"
+                "set it to bfloat16 or trainer.precision to 'bf16_autocast', or trainer.attention to 'sdpa'"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,12 +10,14 @@ from forge_core.config.base import Section
 
 
 class OptimizerConfig(Section):
-    """AdamW for post-training, with linear warm-up and decay."""
+    """AdamW for post-training, with warm-up and a schedule."""
 
     learning_rate: float = Field(3e-4, ge=0.0)
     """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls from the first step to the last: not at all, along a line, or along half a cosine."""
     final_learning_rate_fraction: float = Field(1.0, ge=0.0, le=1.0)
-    """Share of the peak that the rate has fallen to, linearly, at the last step; 1: constant."""
+    """Share of the peak that it has fallen to at the last step; 1: it does not fall."""
     warmup_steps: int = Field(5, ge=0)
     """Steps of linear warm-up."""
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
@@ -28,6 +30,21 @@ class OptimizerConfig(Section):
     """Decoupled weight decay per step, times the learning rate."""
     max_gradient_norm: float = Field(1.0, gt=0.0)
     """The gradient is scaled down to this norm."""
+
+    @model_validator(mode="after")
+    def _falls_as_it_says(self) -> Self:
+        final = self.final_learning_rate_fraction
+        if self.schedule == "constant" and final != 1.0:
+            raise ValueError(
+                f"final_learning_rate_fraction {final:g} is what the rate falls to, and schedule is 'constant': set "
+                "schedule to 'linear' or 'cosine', or leave the fraction out"
+            )
+        if self.schedule == "cosine" and final == 1.0:
+            raise ValueError(
+                "schedule 'cosine' falls nowhere with final_learning_rate_fraction 1: set the fraction, to 0 for "
+                "instance"
+            )
+        return self
 
 
 class WarmStartConfig(Section):

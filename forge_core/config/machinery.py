@@ -34,6 +34,9 @@ class GeneratorsConfig(Section):
 Attention = Literal["sdpa", "flash_attention_2"]
 """Kernels of the trainer's attention."""
 
+Precision = Literal["model", "bf16_autocast"]
+"""Of the trainer's forward and backward passes."""
+
 
 class TrainerConfig(Section):
     """The mesh that trains: FSDP2, one process per rank."""
@@ -52,6 +55,13 @@ class TrainerConfig(Section):
     logprob_chunk_tokens: int = Field(1024, ge=1)
     """Tokens whose logits, one for each word of the vocabulary, are in memory at once; of several such chunks they are
     computed once more in the backward pass."""
+    activation_checkpointing: bool = False
+    """Of each layer only the input is kept, and the rest computed once more in the backward pass: less memory, about a
+    third more time."""
+    precision: Precision = "model"
+    """`model`: passes compute in `model.dtype`. `bf16_autocast`: PyTorch's autocast, matrix products and attention in
+    bfloat16 and the rest in float32. Either way weights, their gradients' sums and AdamW's state are in float32. Where
+    engines compute in float32, autocast needs wider bounds under `parity`."""
     attention: Attention = "sdpa"
     """Kernels of attention: `sdpa`, PyTorch's, for all devices and types; `flash_attention_2`, of the package
     flash-attn, which must be installed beside, for `cuda` and bfloat16."""

@@ -89,13 +89,16 @@ def generator_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
 
 def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes of the device's memory that one rank of the trainer holds, by what for."""
-    size, ranks = element_bytes(config), config.trainer.ranks
+    settings, ranks = config.trainer, config.trainer.ranks
+    size = 4 if settings.precision == "bf16_autocast" else element_bytes(config)
+    # Of a layer that is computed once more its input alone is kept, and the rest of one at a time.
+    layers = shape.num_layers / 17 + 1 if settings.activation_checkpointing else shape.num_layers
     tokens, logits = config.trainer.micro_batch_tokens, _tokens_with_logits(config)
     block = shape.num_layer_parameters
     return {
         "parameters, gradients, optimizer": math.ceil(16 * shape.num_parameters / ranks),
         "gathered layers": 2 * size * max(block, shape.vocabulary_size * shape.hidden_size),
-        "activations": 17 * size * tokens * shape.num_layers * shape.hidden_size,
+        "activations": math.ceil(17 * size * tokens * layers * shape.hidden_size),
         "logits": 4 * 4 * logits * shape.vocabulary_size,
     }
 

@@ -27,7 +27,8 @@ from forge_core.algorithms.nonfinite import batch_file
 from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
-from forge_core.sharding import load_weights
+from forge_core.recomputation import recompute_activations
+from forge_core.sharding import load_weights, shard_model
 from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import LocalStore
@@ -364,6 +365,63 @@ def test_the_learning_rate_rises_and_falls(build: Build, sequences: list[Sequenc
     assert rates[4] == pytest.approx(1e-3 * (1 - 0.9 * 3 / 9))
     assert rates[10] == pytest.approx(1e-4)
     assert learner.full_state()[1]["param_groups"][0]["lr"] == rates[10]
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_weights_in_float32(
+    build: Build, sequences: list[Sequence]
+) -> None:
+    plain, exact = build(trainer={"precision": "model"})
+    model, learner = build(trainer={"precision": "bf16_autocast", "logprob_chunk_tokens": 5})
+    kinds: dict[str, set[torch.dtype]] = {"projection": set(), "norm": set(), "head": set()}
+    inner: Any = model
+    for name, module in (
+        ("projection", inner.model.layers[0].mlp.up_proj),
+        ("norm", inner.model.norm),
+        ("head", inner.lm_head),
+    ):
+        module.register_forward_hook(lambda _, __, output, name=name: kinds[name].add(output.dtype))
+    told, wanted = learner.train_step(1, sequences).metrics, exact.train_step(1, sequences).metrics
+    assert kinds["projection"] == kinds["head"] == {torch.bfloat16}
+    assert kinds["norm"] == {torch.float32}
+    state = {**weights(model), **learner.full_state()[0]}
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    # Rounded to eight bits, and no worse.
+    assert told["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.05)
+    assert 0 < told["sampling/sampling_logp_difference/max"] < 0.05
+    for name, tensor in weights(plain).items():
+        assert (weights(model)[name] - tensor).abs().max() < 2.5e-3, name
+
+
+def test_activations_that_are_made_again_change_nothing(
+    original: torch.nn.Module, sequences: list[Sequence]
+) -> None:
+    """To the bit, in a sharded model; and fewer are kept."""
+    found, kept = [], []
+    for checkpointing in (False, True):
+        config = RunConfig.model_validate(
+            {"trainer": {"ranks": 1, "activation_checkpointing": checkpointing}}
+        )
+        model = shard_model(copy.deepcopy(original), config, CPU)
+        assert weights(model).keys() == dict(original.named_parameters()).keys()
+        learner = Learner(model, config, CPU, pad_id=0, rank=0)
+        learner.begin_post_training()
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            learner.train_step(1, sequences)
+        kept.append(sum(sizes))
+        found.append(weights(model))
+    assert_bits_equal(*found)
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_model_that_names_no_layers_cannot_make_them_again() -> None:
+    with pytest.raises(ValueError, match="Linear does not tell which layers it repeats"):
+        recompute_activations(torch.nn.Linear(1, 1))
 
 
 def test_supervised_steps_learn_the_answers(build: Build, sequences: list[Sequence]) -> None:
