@@ -113,10 +113,7 @@ class Trainer(Actor):
                     "its tokenizer_config.json"
                 )
             self._model = shard_model(model, self._config, self._device)
-            settings = self._config.trainer
-            check_forward(
-                self._model, self._device, packed=settings.packing, precision=settings.precision
-            )
+            check_forward(self._model, self._config, self._device)
             self._learner = Learner(
                 self._model, self._config, self._device, self._pad_id(), self._rank
             )

@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from forge_core.algorithms.batch import MicroBatch, Sequence, collate
 from forge_core.algorithms.rows import row_arguments
-from forge_core.config import Precision
+from forge_core.config import Precision, RunConfig
 from forge_core.sharding import reshard
 
 _METHOD = "run_as_forward"
 _PROBE_LENGTHS = (11, 7, 5)
-_MOST_APART = {False: 1e-3, True: 0.1}
-"""Nats that logprobs of the probe may be apart, in float32 and in bfloat16."""
+_MOST_APART = {False: 1e-4, True: 0.2}
+"""Nats that logprobs of the probe may be apart on average, in float32 and in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,14 +147,13 @@ def _as_forward(model: Any, work: Callable[[Any], tuple[torch.Tensor, ...]]) -> 
 
 
 @torch.no_grad()
-def check_forward(
-    model: Any, device: torch.device, *, packed: bool, precision: Precision = "model"
-) -> None:
+def check_forward(model: Any, config: RunConfig, device: torch.device) -> None:
     """Compare logprobs by way of hidden states, and of a row, with those that the model's own forward pass gives.
 
     Raises ValueError for a model whose layers mix the sequences of a row other than by attention, or whose output is
     more than a layer over the hidden states. Collective where the model is sharded.
     """
+    packed, precision = config.trainer.packing, config.trainer.precision
     vocabulary = model.config.get_text_config().vocab_size
     ids = [[(7 * at * at + 3) % vocabulary for at in range(n)] for n in _PROBE_LENGTHS]
     probe = [
@@ -162,23 +161,23 @@ def check_forward(
     ]
     batch = collate(probe, 0, device, packed=packed)
     found_BT = token_logprobs(model, batch, temperature=1.0, precision=precision).logprobs_BT
-    apart, is_half = 0.0, False
+    wanted_BT = torch.zeros_like(found_BT)
     for row, each in enumerate(ids):
         ids_1L = torch.tensor([each], device=device)
         with computing_in(precision, device):
             logits_1LV = model(input_ids=ids_1L, use_cache=False).logits
-        is_half = is_half or logits_1LV.dtype != torch.float32
         logprobs_TV = torch.log_softmax(logits_1LV[0, :-1].float(), dim=-1)
-        wanted_T = logprobs_TV[range(len(each) - 1), each[1:]]
-        apart = max(apart, float((found_BT[row, : len(each) - 1] - wanted_T).abs().max()))
+        wanted_BT[row, : len(each) - 1] = logprobs_TV[range(len(each) - 1), each[1:]]
     reshard(model)
+    apart = float((found_BT - wanted_BT)[batch.mask_BT].abs().mean())
+    is_half = config.model.dtype == "bfloat16" or precision == "bf16_autocast"
     if not apart <= _MOST_APART[is_half]:
-        name = type(getattr(model, "config", model)).__name__
         mend = (
             "set trainer.packing to false, and if that does not help, the model cannot be trained"
             if packed
             else "its output is more than a layer over its hidden states, and it cannot be trained"
         )
         raise ValueError(
-            f"logprobs of a model with {name} are up to {apart:.3g} nats from those of its own forward pass: {mend}"
+            f"logprobs of a model with {type(model.config).__name__} are on average {apart:.3g} nats from those of its "
+            f"own forward pass: {mend}"
         )

@@ -229,19 +229,25 @@ def test_without_padding_more_sequences_fit() -> None:
     assert [[len(s.token_ids) for s in run] for run in runs] == [[20], [9, 8], [7, 5, 5], [5, 1]]
 
 
+def layout(packed: bool) -> RunConfig:
+    return RunConfig.model_validate({"trainer": {"packing": packed}})
+
+
 def test_the_check_passes_models_that_keep_sequences_apart(model: Any) -> None:
     for packed in (True, False):
-        check_forward(model, CPU, packed=packed)
-    check_forward(with_a_window(), CPU, packed=True)
+        check_forward(model, layout(packed), CPU)
+    check_forward(with_a_window(), layout(True), CPU)
 
 
 def test_a_model_that_mixes_sequences_by_other_means_is_refused(model: Any) -> None:
     """As recurrent layers do, which go along the row."""
     mixing = copy.deepcopy(model)
     mixing.model.layers[0].register_forward_hook(lambda _, __, states: states.cumsum(dim=1))
-    check_forward(mixing, CPU, packed=False)
-    with pytest.raises(ValueError, match=r"Qwen3Config are up to .* set trainer.packing to false"):
-        check_forward(mixing, CPU, packed=True)
+    check_forward(mixing, layout(False), CPU)
+    with pytest.raises(
+        ValueError, match=r"Qwen3Config are on average .* set trainer.packing to false"
+    ):
+        check_forward(mixing, layout(True), CPU)
 
 
 def test_a_model_whose_output_is_more_than_a_layer_is_refused(model: Any) -> None:
@@ -256,7 +262,7 @@ def test_a_model_whose_output_is_more_than_a_layer_is_refused(model: Any) -> Non
 
     capped.forward = with_a_cap
     with pytest.raises(ValueError, match="more than a layer over its hidden states"):
-        check_forward(capped, CPU, packed=False)
+        check_forward(capped, layout(False), CPU)
 
 
 def test_each_kind_of_attention_is_told_of_the_row_in_its_own_way(model: Any) -> None:
