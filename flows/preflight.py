@@ -6,6 +6,7 @@ engine or Prefect, so that a mistake costs seconds.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from typing import Any
@@ -20,6 +21,7 @@ from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.placement.roles import roles_here
+from forge_core.sandbox import SandboxRefused, check_sandbox
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -63,6 +65,7 @@ def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
     model = find_model(config)
     check_run_data(config, model)
     environment = load_environment(config.environment, config.seed)
+    _check_verifiers(config)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
     if config.warm_start.data is not None:
@@ -148,7 +151,7 @@ def dry_run_plan(
             "processes_per_mesh": 1,
             "device": "cpu",
             "threads_per_process": 1,
-            "runs": f"the scorer of {config.environment.name}",
+            "runs": ", ".join(config.verifiers) or f"the scorer of {config.environment.name}",
         },
         "weights": {
             "meshes": 1,
@@ -204,6 +207,22 @@ def _render_prompts(environment: Environment) -> list[Prompt]:
     while len(prompts) < _NUM_PROMPTS and time.monotonic() < deadline:
         prompts.append(environment.train_prompt(len(prompts)))
     return prompts
+
+
+def _check_verifiers(config: RunConfig) -> None:
+    """Refuse verifiers that this machine cannot have."""
+    kinds = {each.kind: name for name, each in config.verifiers.items()}
+    if "math" in kinds and importlib.util.find_spec("math_verify") is None:
+        raise ValueError(
+            f"verifiers.{kinds['math']} is of kind math, which needs the package math-verify: install it"
+        )
+    if "code" in kinds:
+        try:
+            check_sandbox()
+        except SandboxRefused as error:
+            raise ValueError(
+                f"verifiers.{kinds['code']} is of kind code and runs programs in a sandbox: {error}"
+            ) from None
 
 
 def _check_answers(config: RunConfig, prompts: list[Prompt]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forge_core.config import EnvironmentConfig, RunConfig
 from forge_core.ensembles.posterior import used_verifiers
@@ -50,7 +51,7 @@ def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scor
         ensemble = find_ensemble(_FIELD, verifier, store)
         for each in used_verifiers(ensemble):
             check_source(each)
-        scoring = {"reward": ensemble.reference}
+        scoring: dict[str, Any] = {"reward": ensemble.reference, "verifiers": {}}
         return Scorer(
             config=config.model_copy(update=scoring), name=ensemble.reference, source=None
         )
@@ -60,18 +61,17 @@ def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scor
     name = verifier.rpartition(":")[2]
     if source is not None and not _defines_class(source, name):
         return Scorer(
-            config=config.model_copy(update={"reward": verifier}), name=name, source=source
+            config=config.model_copy(update={"reward": verifier, "verifiers": {}}),
+            name=name,
+            source=source,
         )
     environment = own if verifier == own.name else EnvironmentConfig(name=verifier)
     try:
         load_environment(environment, config.seed)
     except ValueError as error:
         raise ValueError(str(error).replace("environment.name", _FIELD)) from error
-    return Scorer(
-        config=config.model_copy(update={"reward": None, "environment": environment}),
-        name=name,
-        source=source,
-    )
+    scoring = {"reward": None, "verifiers": {}, "environment": environment}
+    return Scorer(config=config.model_copy(update=scoring), name=name, source=source)
 
 
 def begin_set(

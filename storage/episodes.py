@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _VERSION_KEY = "forgeflow.schema_version"
 
@@ -19,6 +19,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _SCORE = pa.struct([("name", pa.string()), ("value", pa.float64())])
+_SCORED_BY = pa.struct([("name", pa.string()), ("version", pa.string()), ("seconds", pa.float64())])
 _TURN = pa.struct([("role", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 
 SCHEMA = pa.schema(
@@ -47,6 +48,8 @@ SCHEMA = pa.schema(
         # How it was scored.
         pa.field("reward", pa.float64()),  # Null until scored.
         pa.field("scores", pa.list_(_SCORE)),  # One per verifier; null until scored.
+        # Who gave those scores, and what each cost; null until scored, and before version 2.
+        pa.field("scored_by", pa.list_(_SCORED_BY)),
         # How it came about.
         _required("seed", pa.int64()),
         _required("attempts", pa.int32()),  # From 1; more if samples failed before.
@@ -72,7 +75,7 @@ class Added:
     """Its value in older episodes; None: null."""
 
 
-ADDED: tuple[Added, ...] = ()
+ADDED: tuple[Added, ...] = (Added(version=2, name="scored_by", value=None),)
 """All columns that version 1 did not have."""
 
 

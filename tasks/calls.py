@@ -168,13 +168,8 @@ async def _load(run: ActiveRun, replica: int) -> None:
 
 async def score_part(run: ActiveRun, request: ScoreRequest) -> ScoreReply:
     """Have the verifier score a part."""
-    timeouts = run.config.timeouts
-    deadline = timeouts.stage_seconds
-    if run.config.reward is not None:
-        # One prompt after another, each of which has a deadline of its own that names the function.
-        deadline = max(deadline, request.part.rows * timeouts.reward_seconds)
     answers: list[ScoreReply] = await run.meshes.verifier.call(
-        "score", request, timeout_seconds=deadline
+        "score", request, timeout_seconds=run.config.scoring_seconds(request.part.rows)
     )
     run.append(run.intervals("verifier", answers[0].intervals))
     run.meshes.verifier.produce(answers[0].num_episodes)

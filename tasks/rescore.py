@@ -143,14 +143,12 @@ async def _prepare_verifier() -> None:
 
 async def _rescore(commits: tuple[str, ...]) -> int:
     rescoring = _current.get()
-    timeouts, rows = rescoring.config.timeouts, {c.key: c.rows for c in rescoring.commits}
+    rows = {commit.key: commit.rows for commit in rescoring.commits}
     num_new = 0
     for key in commits:
-        deadline = timeouts.stage_seconds
-        if rescoring.config.reward is not None:
-            # One prompt after another, each of which has a deadline of its own that names the function.
-            name = key.rpartition("/")[2].removesuffix(".json")
-            deadline = max(deadline, rows[name] * timeouts.reward_seconds)
+        deadline = rescoring.config.scoring_seconds(
+            rows[key.rpartition("/")[2].removesuffix(".json")]
+        )
         answers = await rescoring.meshes.verifier.call(
             "rescore", key, rescoring.scores.name, timeout_seconds=deadline
         )

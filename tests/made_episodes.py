@@ -52,6 +52,7 @@ def episode(
         "finish_reason": "stop",
         "reward": float(sample),
         "scores": [],
+        "scored_by": [],
         "seed": 17,
         "attempts": 1,
         "generate_seconds": 0.5,

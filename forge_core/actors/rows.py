@@ -48,6 +48,7 @@ def group_rows(
             "finish_reason": episode.finish_reason,
             "reward": None,
             "scores": None,
+            "scored_by": None,
             "seed": episode.seed,
             "attempts": drawn.attempt + attempt - 1,
             "generate_seconds": seconds,

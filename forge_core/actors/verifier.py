@@ -1,4 +1,4 @@
-"""The verifier: scores stored episodes in a process of its own.
+"""The verifier: scores stored episodes in a process of its own, several prompts at the same time.
 
 What a scorer breaks, it breaks there: some of them evaluate what the model wrote.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -15,16 +16,14 @@ from monarch.actor import Actor, endpoint
 
 from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
-from forge_core.ensembles.reference import find_ensemble, is_ensemble
-from forge_core.ensembles.reward import EnsembleReward, stored_scores
-from forge_core.environments import load_environment
-from forge_core.environments.base import Environment, Prompt
-from forge_core.rewards import RewardError, RewardProcess
+from forge_core.environments.base import Prompt
+from forge_core.rewards import RewardError
 from forge_core.timeline import Interval, Timeline
+from forge_core.verifiers import Panel, Response, Scored, make_panel
 from storage import layout
 from storage.annotations import find_scores, write_scores
-from storage.episodes import SCHEMA, reward_mean
-from storage.objects import ObjectStore, open_store
+from storage.episodes import SCHEMA, policy_version_bounds, reward_mean
+from storage.objects import open_store
 from storage.parts import commit_part, read_commit, read_part, write_part
 from storage.records import Commit, read_record
 
@@ -40,29 +39,25 @@ _SCORED_COLUMNS = [
     "response_token_ids",
 ]
 _SHOWN_CHARACTERS = 200
-_Given = Mapping[str, Mapping[str, float]]
-"""Scores by verifier and episode."""
 
 
 class Verifier(Actor):
-    """Scores parts with the environment's own scorer, with a function of the user's, or with an ensemble."""
+    """Scores parts with the verifiers of the config: its own, a function of the user's, or the environment's scorer."""
 
     def __init__(self, config: RunConfig, store_uri: str, spawned_at: float) -> None:
         self._config = config
         self._store = open_store(store_uri)
-        self._reward = _open_reward(config, self._store)
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
-            self._environment: Environment | None = (
-                load_environment(config.environment, config.seed) if config.reward is None else None
-            )
+            self._panel: Panel = make_panel(config)
+        # They live as long as this process: what a verifier starts dies with the thread that started it.
+        self._threads = ThreadPoolExecutor(config.scoring.workers)
 
     @endpoint
     async def prepare(self) -> None:
-        """Import the user's reward functions, if there are any. Raises RewardError if that fails."""
+        """Start what the verifiers need, and import functions of the user's. Raises RewardError if that fails."""
         with self._timeline.during("startup"):
-            if self._reward is not None:
-                self._reward.load()
+            self._threads.submit(self._panel.load).result()
 
     @endpoint
     async def score(self, request: ScoreRequest) -> ScoreReply:
@@ -73,7 +68,8 @@ class Verifier(Actor):
         a reward of 0.
         """
         with self._timeline.during("evaluate" if request.commit is None else "score"):
-            table = self._scored(read_part(self._store, request.part))
+            is_evaluation = request.commit is None
+            table = self._scored(read_part(self._store, request.part), is_evaluation)
             if request.commit is None:
                 commit_key, part = None, write_part(self._store, request.key_prefix, table)
             else:
@@ -100,13 +96,11 @@ class Verifier(Actor):
         if find_scores(self._store, commit, name):
             return 0
         table = read_commit(self._store, commit, [*_SCORED_COLUMNS, "reward"])
-        by_episode: dict[str, float] = {}
-        given = self._given(commit)
-        for rows in _by_group(table):
-            by_episode.update(zip(_ids(rows), self._score_named(rows, given), strict=True))
+        by_episode = self._by_episode(table, {}, self._score_named)
         episode_ids = table["episode_id"].to_pylist()
-        scores = [by_episode[episode_id] for episode_id in episode_ids]
-        details = [{self._scorer_name: score} for score in scores]
+        scored = [by_episode[episode_id] for episode_id in episode_ids]
+        scores = [each.reward for each in scored]
+        details = [{score.name: score.value for score in each.scores} for each in scored]
         mean = reward_mean(table)
         write_scores(self._store, commit, name, episode_ids, scores, details, reward_mean=mean)
         return commit.rows
@@ -116,78 +110,75 @@ class Verifier(Actor):
         """The verifier's time since it last told."""
         return tuple(self._timeline.drain())
 
-    def _scored(self, table: pa.Table) -> pa.Table:
-        by_episode: dict[str, float] = {}
-        for rows in _by_group(table):
-            by_episode.update(zip(_ids(rows), self._score(rows, {}), strict=True))
-        rewards = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
-        scores = [[{"name": self._scorer_name, "value": reward}] for reward in rewards]
-        return table.set_column(
-            table.schema.get_field_index("reward"), SCHEMA.field("reward"), [rewards]
-        ).set_column(
-            table.schema.get_field_index("scores"),
-            SCHEMA.field("scores"),
-            pa.array(scores, SCHEMA.field("scores").type),
-        )
+    def _scored(self, table: pa.Table, is_evaluation: bool) -> pa.Table:
+        # Weights that change over time follow the weights that sampled; an evaluation is compared with others.
+        versions = {} if is_evaluation else _oldest_versions(table)
+        by_episode = self._by_episode(table, versions, self._score)
+        scored = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
+        columns: dict[str, list[Any]] = {
+            "reward": [each.reward for each in scored],
+            "scores": [
+                [{"name": s.name, "value": s.value} for s in each.scores] for each in scored
+            ],
+            "scored_by": [
+                [{"name": s.name, "version": s.version, "seconds": s.seconds} for s in each.scores]
+                for each in scored
+            ],
+        }
+        for name, values in columns.items():
+            field = SCHEMA.field(name)
+            array = pa.array(values, field.type)
+            table = table.set_column(table.schema.get_field_index(name), field, array)
+        return table
 
-    @property
-    def _scorer_name(self) -> str:
-        """What the scores are called: the environment, the user's function, or an ensemble's name and version."""
-        if self._config.reward is not None:
-            return self._config.reward.rpartition(":")[2]
-        assert self._environment is not None
-        return self._environment.name
+    def _by_episode(
+        self, table: pa.Table, versions: dict[str, float], score: Callable[..., list[Scored]]
+    ) -> dict[str, Scored]:
+        """What each episode gets, with the policy version of its group, if that has one. Raises what `score` raises."""
+        groups = _by_group(table)
+        futures = [
+            self._threads.submit(score, rows, versions.get(rows[0]["group_id"], math.inf))
+            for rows in groups
+        ]
+        try:
+            scored = [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+        return {
+            episode_id: each
+            for rows, of_group in zip(groups, scored, strict=True)
+            for episode_id, each in zip(_ids(rows), of_group, strict=True)
+        }
 
-    def _given(self, commit: Commit) -> _Given:
-        """Scores of a commit's episodes that need not be given again: those of an ensemble's verifiers."""
-        if not isinstance(self._reward, EnsembleReward):
-            return {}
-        return stored_scores(self._store, commit, self._reward.ensemble)
+    def _score(self, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
+        """What the episodes of one prompt get."""
+        responses = [
+            Response(text=row["response"], token_ids=tuple(row["response_token_ids"]))
+            for row in rows
+        ]
+        return self._panel(_prompt(rows[0]), responses, policy_version=policy_version)
 
-    def _score(self, rows: list[dict[str, Any]], given: _Given) -> list[float]:
-        """Rewards of one prompt's episodes."""
-        prompt = _prompt(rows[0])
-        if self._reward is None:
-            return [self._score_one(prompt, row) for row in rows]
-        completions = [row["response"] for row in rows]
-        completion_ids = [row["response_token_ids"] for row in rows]
-        if isinstance(self._reward, EnsembleReward):
-            there = {name: [scores[e] for e in _ids(rows)] for name, scores in given.items()}
-            return self._reward(prompt, completions, completion_ids, there)
-        return self._reward(prompt, completions, completion_ids)
-
-    def _score_named(self, rows: list[dict[str, Any]], given: _Given) -> list[float]:
+    def _score_named(self, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
         """The same, with every error of what scores as one that names it and the prompt."""
         try:
-            return self._score(rows, given)
+            return self._score(rows, policy_version)
         except (RewardError, OSError):  # the latter may be the machine's, and mend itself
             raise
         except Exception as error:
             raise RewardError(
-                f"verifier {self._scorer_name!r} raised {type(error).__name__}: {error}, on the prompt "
+                f"verifier {', '.join(self._panel.names)!r} raised {type(error).__name__}: {error}, on the prompt "
                 f"{rows[0]['prompt'][:_SHOWN_CHARACTERS]!r}"
             ) from error
 
-    def _score_one(self, prompt: Prompt, row: dict[str, Any]) -> float:
-        assert self._environment is not None
-        reward = float(self._environment.score(prompt, row["response"]))
-        if not math.isfinite(reward):
-            raise ValueError(
-                f"environment {self._environment.name!r} scored episode {row['episode_id']} as {reward}; "
-                "a score must be a finite number"
-            )
-        return reward
 
-
-def _open_reward(config: RunConfig, store: ObjectStore) -> RewardProcess | EnsembleReward | None:
-    """What scores in the environment's stead, if anything does."""
-    timeout_seconds = config.timeouts.reward_seconds
-    if config.reward is None:
-        return None
-    if not is_ensemble(config.reward):
-        return RewardProcess(config.reward, timeout_seconds=timeout_seconds)
-    ensemble = find_ensemble("reward", config.reward, store)
-    return EnsembleReward(ensemble, seed=config.seed, timeout_seconds=timeout_seconds)
+def _oldest_versions(table: pa.Table) -> dict[str, float]:
+    """By group, the oldest policy version that sampled any of its tokens."""
+    oldest, _ = policy_version_bounds(table)
+    versions: dict[str, float] = {}
+    for group_id, version in zip(table["group_id"].to_pylist(), oldest.tolist(), strict=True):
+        versions[group_id] = min(version, versions.get(group_id, math.inf))
+    return versions
 
 
 def _by_group(table: pa.Table) -> list[list[dict[str, Any]]]:

@@ -42,6 +42,7 @@ from forge_core.config.machinery import (
     TrainerConfig,
 )
 from forge_core.config.model import HUB_PREFIX, ModelConfig, ModelShape, TinyModelConfig
+from forge_core.config.verifiers import ScoringConfig, VerifierConfig, check_verifiers
 from forge_core.regime import Regime, check_bounds, with_defaults
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "RetryConfig",
     "RunConfig",
     "SamplingConfig",
+    "ScoringConfig",
     "Section",
     "ShutdownConfig",
     "SlurmConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "TimeoutsConfig",
     "TinyModelConfig",
     "TrainerConfig",
+    "VerifierConfig",
     "WarmStartConfig",
 ]
 
@@ -113,6 +116,9 @@ class RunConfig(Section):
     """A function of your own that scores in the environment's stead, with TRL's signature
     `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`; or an ensemble of
     verifiers that `forgeflow fit-verifiers` has fitted, as `ensemble:NAME@VERSION`."""
+    verifiers: dict[str, VerifierConfig] = Field(default_factory=dict)
+    """By a name of yours, what scores instead, in this order: each has a `kind`, its `params`, a `weight` or `weights`
+    over time, and may be a `gate`."""
     loss: str | None = None
     """A loss of your own in the algorithm's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per
     token."""
@@ -146,6 +152,8 @@ class RunConfig(Section):
     """The policy."""
     environment: EnvironmentConfig = EnvironmentConfig()
     """Prompts and scores."""
+    scoring: ScoringConfig = ScoringConfig()
+    """From scores to a reward."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are sampled."""
     generators: GeneratorsConfig = GeneratorsConfig()
@@ -195,6 +203,11 @@ class RunConfig(Section):
             "reward": None if is_ensemble else self.reward,
             "loss": self.loss,
             "generate_episode": self.generate_episode,
+            **{
+                f"verifiers.{name}.params.reference": str(each.params["reference"])
+                for name, each in self.verifiers.items()
+                if each.kind == "function"
+            },
         }
         return {field: reference for field, reference in named.items() if reference is not None}
 
@@ -202,6 +215,15 @@ class RunConfig(Section):
     def trains(self) -> bool:
         """Whether the run makes steps, and checkpoints of them."""
         return self.collect is None and not self.evaluate_only
+
+    def scoring_seconds(self, num_episodes: int) -> float:
+        """Until so many episodes are scored: each prompt has deadlines of its own, which name what misses them."""
+        slow = [
+            each for each in self.verifiers.values() if each.kind in ("code", "function", "math")
+        ]
+        num_slow = len(slow) + (self.reward is not None)
+        per_prompt = num_slow * self.scoring.attempts * self.timeouts.reward_seconds
+        return max(self.timeouts.stage_seconds, num_episodes * per_prompt)
 
     @model_validator(mode="before")
     @classmethod
@@ -220,6 +242,16 @@ class RunConfig(Section):
             steps_per_round=self.steps_per_round,
             groups_per_step=self.groups_per_step,
         )
+        return self
+
+    @model_validator(mode="after")
+    def _has_fitting_verifiers(self) -> RunConfig:
+        check_verifiers(self.verifiers, self.scoring)
+        if self.verifiers and self.reward is not None:
+            raise ValueError(
+                f"reward {self.reward!r} and verifiers exclude each other: name the function as a verifier of kind "
+                "function"
+            )
         return self
 
     @model_validator(mode="after")

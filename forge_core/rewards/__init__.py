@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from forge_core.rewards.process import RewardError, RewardProcess
+from forge_core.rewards.pool import RewardPool
+from forge_core.rewards.process import RewardError, RewardLost, RewardProcess
 
-__all__ = ["RewardError", "RewardProcess"]
+__all__ = ["RewardError", "RewardLost", "RewardPool", "RewardProcess"]

@@ -28,6 +28,15 @@ class RewardError(Exception):
     """A reward function failed; the message names it and the prompt. It is its author's to mend, and no reward."""
 
 
+class RewardLost(RewardError):
+    """Its process died, or gave no answer in time: asked again, it may do better."""
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """Of the process, negative for a signal; None where it was killed for giving no answer."""
+
+
 class RewardProcess:
     """One reward function, started when it is first asked.
 
@@ -36,9 +45,13 @@ class RewardProcess:
             rewards = reward(prompt, completions, completion_ids)
     """
 
-    def __init__(self, reference: str, *, timeout_seconds: float) -> None:
+    def __init__(
+        self, reference: str, *, timeout_seconds: float, startup_seconds: float | None = None
+    ) -> None:
+        """`startup_seconds` is what `load` may take; as long as an answer unless given."""
         self._reference = reference
         self._timeout_seconds = timeout_seconds
+        self._startup_seconds = startup_seconds or timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[bytes, bytes] | None = None
 
@@ -73,26 +86,31 @@ class RewardProcess:
         try:
             connection = self._connect()
             connection.send_bytes(json.dumps(request).encode())
-            if not connection.poll(self._timeout_seconds):
+            seconds = self._startup_seconds if prompt is None else self._timeout_seconds
+            if not connection.poll(seconds):
                 self.stop()
-                raise self._error(f"gave no answer within {self._timeout_seconds:g} s", prompt)
+                raise RewardLost(
+                    self._sentence(f"gave no answer within {seconds:g} s", prompt), None
+                )
             reply: dict[str, Any] = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
             code = self.stop()
-            raise self._error(f"ended its process with exit code {code}", prompt) from None
+            raise RewardLost(
+                self._sentence(f"ended its process with exit code {code}", prompt), code
+            ) from None
         if "fault" in reply:
-            error = self._error(reply["fault"], prompt)
+            error = RewardError(self._sentence(reply["fault"], prompt))
             error.add_note(reply.get("traceback", ""))
             raise error
         return reply
 
-    def _error(self, what: str, prompt: Prompt | None) -> RewardError:
+    def _sentence(self, what: str, prompt: Prompt | None) -> str:
         if prompt is None:
-            return RewardError(f"reward {self._reference!r} {what}, when it was imported")
+            return f"reward {self._reference!r} {what}, when it was imported"
         text = prompt.text[:_SHOWN_CHARACTERS] + (
             "…" if len(prompt.text) > _SHOWN_CHARACTERS else ""
         )
-        return RewardError(f"reward {self._reference!r} {what}, on the prompt {text!r}")
+        return f"reward {self._reference!r} {what}, on the prompt {text!r}"
 
     def _connect(self) -> Connection[bytes, bytes]:
         if self._connection is None:

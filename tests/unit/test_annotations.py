@@ -83,8 +83,7 @@ def rescore(run: Any, name: str, verifier: str) -> list[int]:
     try:
         new = [asyncio.run(endpoint(actor, key, name)) for key in keys]
     finally:
-        if actor._reward is not None:
-            actor._reward.stop()
+        actor._panel.close()
     complete_set(run.store, run.run_id, name, commits(run))
     return new
 

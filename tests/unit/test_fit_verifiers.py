@@ -68,8 +68,7 @@ def rescore(run: Any, name: str, verifier: str) -> None:
         for commit in commits:
             asyncio.run(endpoint(actor, layout.commit_key(commit.run_id, commit.key), name))
     finally:
-        if actor._reward is not None:
-            actor._reward.stop()
+        actor._panel.close()
     complete_set(run.store, run.run_id, name, commits)
 
 

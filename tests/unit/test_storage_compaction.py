@@ -296,11 +296,13 @@ def test_compacted_parts_of_an_older_schema_are_checked_as_they_were(
     assert compaction is not None
     commits = take_snapshot(run.store, ["run"]).commits
     grown = episodes.SCHEMA.append(pa.field("luck", pa.int64()))
-    grown = grown.with_metadata({"forgeflow.schema_version": "2"})
+    grown = grown.with_metadata({"forgeflow.schema_version": "3"})
     for module in ("episodes", "part_file", "parts"):
         monkeypatch.setattr(f"storage.{module}.SCHEMA", grown)
-    monkeypatch.setattr(episodes, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(episodes, "ADDED", (episodes.Added(version=2, name="luck", value=7),))
+    monkeypatch.setattr(episodes, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(
+        episodes, "ADDED", (*episodes.ADDED, episodes.Added(version=3, name="luck", value=7))
+    )
     check_compaction(run.store, compaction, commits)
     _remove(run, commits[:1])
     assert read_commit(run.store, commits[0], ["luck"])["luck"].to_pylist() == [7] * 6

@@ -89,8 +89,8 @@ def _store_file(store: LocalStore, table: pa.Table, version: str) -> None:
 
 def test_a_part_of_a_newer_schema_version_is_refused(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    _store_file(store, _table(0).append_column("luck", pa.array([1, 2])), "2")
-    with pytest.raises(ValueError, match=r"part\.parquet is of schema version 2.*up to 1: read it"):
+    _store_file(store, _table(0).append_column("luck", pa.array([1, 2])), "3")
+    with pytest.raises(ValueError, match=r"part\.parquet is of schema version 3.*up to 2: read it"):
         read_part(store, "part.parquet")
     for version in ("", "one", "-1"):
         _store_file(store, _table(0), version)
