@@ -29,6 +29,7 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
                memory grows
     sandbox    a thousand programs in a row, fork bombs, memory bombs and endless output among them, each with the right
                verdict, and no process, file, descriptor or mount left
+    slow-verifier  a reward that sleeps for two seconds on one prompt in fifty slows async generation by at most 5 %
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -58,6 +59,7 @@ from benchmarks.record import write_record
 from benchmarks.resume_proofs import PROOFS
 from benchmarks.sandbox_proof import PROOFS as SANDBOX_PROOFS
 from benchmarks.service_proofs import PROOFS as SERVICE_PROOFS
+from benchmarks.verifier_proofs import PROOFS as VERIFIER_PROOFS
 from forge_core.config import LossName
 from storage.objects import open_store
 from storage.parts import read_committed
@@ -342,6 +344,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **COLOCATED_PROOFS,
     **CONTROLLER_PROOFS,
     **SANDBOX_PROOFS,
+    **VERIFIER_PROOFS,
 }
 
 

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from forge_core.actors.messages import (
@@ -313,6 +313,19 @@ class Pipeline:
             self.log(published)
             check_parity(self.run, published)
 
+    def next_part(self, under_way: Sequence[Part]) -> Part | None:
+        """The part to be scored next, beside those under way; None while there is none.
+
+        One in whose scoring the verifier has failed goes alone, so that no other is blamed for what it does.
+        """
+        lost = [part for part in self.parts if self._is_suspect(part)]
+        if lost or any(map(self._is_suspect, under_way)):
+            return lost[0] if lost and not under_way else None
+        return next((part for part in self.parts if part not in under_way), None)
+
+    def _is_suspect(self, part: Part) -> bool:
+        return self.run.scorings_lost[layout.part_name(part.round, part.replica)] > 0
+
     async def scored(self, part: Part) -> None:
         """A part is committed; its groups are ready to be trained on, or give way to others for want of a signal.
 
@@ -325,8 +338,8 @@ class Pipeline:
             self.admission.drop(self._ordinal(group_id))
         for group_id in part.stored.group_ids:
             self.admission.finish(self._ordinal(group_id))
-        if self.parts and self.parts[0] == part:
-            self.parts.popleft()
+        if part in self.parts:
+            self.parts.remove(part)
         await self.tell()
 
     def _filtered(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,11 +10,14 @@ from forge_core.mesh import MeshCall
 from tasks.calls import commit_scored
 from tasks.checkpoints import checkpoint, is_checkpoint_due
 from tasks.learn import put_weights, train_step
-from tasks.pipeline import Pipeline
+from tasks.pipeline import Part, Pipeline
 from tasks.references import Segment
 from tasks.run import current
 from tasks.stage import stage
 from tasks.together import together
+
+_PARTS_AT_ONCE = 4
+"""Parts that are scored at the same time: as many as a step has, where its groups finish evenly."""
 
 
 def pipeline() -> Pipeline:
@@ -73,14 +76,30 @@ async def _bring_back(replica: int) -> None:
 
 @stage
 async def score(segment: Segment) -> None:
-    """Score and commit parts as they come, until the segment's last step is trained."""
+    """Score and commit parts as they come, until the segment's last step is trained.
+
+    Several at the same time, so that one on which a verifier is slow holds up no other.
+    """
+    under_way: list[Part] = []
+    await together(*(_score(segment, under_way) for _ in range(_PARTS_AT_ONCE)))
+
+
+async def _score(segment: Segment, under_way: list[Part]) -> None:
     run, line = current(), pipeline()
+
+    def is_over() -> bool:
+        return not line.parts and run.ledger.current_step >= segment.last_step
+
     while True:
-        await line.until(lambda: bool(line.parts) or run.ledger.current_step >= segment.last_step)
-        if not line.parts:
+        await line.until(lambda: is_over() or line.next_part(under_way) is not None)
+        part = line.next_part(under_way)
+        if part is None:
             return
-        part = line.parts[0]
-        await commit_scored(run, part.round, part.replica, part.stored.part)
+        under_way.append(part)
+        try:
+            await commit_scored(run, part.round, part.replica, part.stored.part)
+        finally:
+            under_way.remove(part)
         await line.scored(part)
 
 

@@ -1,30 +1,37 @@
-"""The verifier: scores stored episodes in a process of its own, several prompts at the same time.
+"""The verifier: scores stored episodes in a process of its own, several parts and prompts at the same time.
 
 What a scorer breaks, it breaks there: some of them evaluate what the model wrote.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-from monarch.actor import Actor, endpoint
+from monarch.actor import Actor, concurrent_endpoint, endpoint
 
 from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
+from forge_core.ensembles.reference import find_ensemble, is_ensemble
+from forge_core.ensembles.reward import EnsembleReward, stored_scores
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.timeline import Interval, Timeline
-from forge_core.verifiers import Panel, Response, Scored, make_panel
+from forge_core.verifiers import EnsembleVerifier, Panel, Response, Score, Scored, make_panel
 from storage import layout
 from storage.annotations import find_scores, write_scores
 from storage.episodes import SCHEMA, policy_version_bounds, reward_mean
-from storage.objects import open_store
+from storage.objects import ObjectStore, open_store
 from storage.parts import commit_part, read_commit, read_part, write_part
+from storage.process_facts import IntervalKind
 from storage.records import Commit, read_record
 
 _SCORED_COLUMNS = [
@@ -39,27 +46,32 @@ _SCORED_COLUMNS = [
     "response_token_ids",
 ]
 _SHOWN_CHARACTERS = 200
+_Given = Mapping[str, Mapping[str, float]]
+"""Scores by verifier and episode."""
 
 
 class Verifier(Actor):
-    """Scores parts with the verifiers of the config: its own, a function of the user's, or the environment's scorer."""
+    """Scores parts with the config's verifiers, a function of the user's, an ensemble, or the environment's scorer."""
 
     def __init__(self, config: RunConfig, store_uri: str, spawned_at: float) -> None:
         self._config = config
         self._store = open_store(store_uri)
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
-            self._panel: Panel = make_panel(config)
+            self._ensemble = _open_ensemble(config, self._store)
+            self._panel: Panel = make_panel(config, self._ensemble)
         # They live as long as this process: what a verifier starts dies with the thread that started it.
         self._threads = ThreadPoolExecutor(config.scoring.workers)
+        self._num_working = 0
+        self._work = contextlib.ExitStack()
 
     @endpoint
     async def prepare(self) -> None:
         """Start what the verifiers need, and import functions of the user's. Raises RewardError if that fails."""
         with self._timeline.during("startup"):
-            self._threads.submit(self._panel.load).result()
+            await asyncio.wrap_future(self._threads.submit(self._panel.load))
 
-    @endpoint
+    @concurrent_endpoint
     async def score(self, request: ScoreRequest) -> ScoreReply:
         """Score a part; commit it, or store it as an evaluation. Safe to repeat: the first commit counts.
 
@@ -67,23 +79,9 @@ class Verifier(Actor):
         a user's function does instead; an error that the environment lets out is raised as it is. None of this is ever
         a reward of 0.
         """
-        with self._timeline.during("evaluate" if request.commit is None else "score"):
-            is_evaluation = request.commit is None
-            table = self._scored(read_part(self._store, request.part), is_evaluation)
-            if request.commit is None:
-                commit_key, part = None, write_part(self._store, request.key_prefix, table)
-            else:
-                commit = commit_part(self._store, request.run_id, request.commit, table)
-                commit_key = layout.commit_key(request.run_id, commit.key)
-                part = commit.part
-        return ScoreReply(
-            commit=commit_key,
-            part=part,
-            group_ids=tuple(table["group_id"].unique().to_pylist()),
-            num_episodes=table.num_rows,
-            reward_by_sample=_reward_by_sample(table),
-            intervals=tuple(self._timeline.drain()),
-        )
+        with self._working("evaluate" if request.commit is None else "score"):
+            reply = await asyncio.to_thread(self._score_part, request)
+        return dataclasses.replace(reply, intervals=tuple(self._timeline.drain()))
 
     @endpoint
     async def rescore(self, commit_key: str, name: str) -> int:
@@ -96,7 +94,10 @@ class Verifier(Actor):
         if find_scores(self._store, commit, name):
             return 0
         table = read_commit(self._store, commit, [*_SCORED_COLUMNS, "reward"])
-        by_episode = self._by_episode(table, {}, self._score_named)
+        given: _Given = {}
+        if self._ensemble is not None:
+            given = stored_scores(self._store, commit, self._ensemble.ensemble)
+        by_episode = self._by_episode(table, {}, functools.partial(self._score_named, given=given))
         episode_ids = table["episode_id"].to_pylist()
         scored = [by_episode[episode_id] for episode_id in episode_ids]
         scores = [each.reward for each in scored]
@@ -109,6 +110,37 @@ class Verifier(Actor):
     async def intervals(self) -> tuple[Interval, ...]:
         """The verifier's time since it last told."""
         return tuple(self._timeline.drain())
+
+    @contextlib.contextmanager
+    def _working(self, kind: IntervalKind) -> Iterator[None]:
+        """One interval from where the first of several at a time begins to where the last ends."""
+        self._num_working += 1
+        if self._num_working == 1:
+            self._work.enter_context(self._timeline.during(kind))
+        try:
+            yield
+        finally:
+            self._num_working -= 1
+            if self._num_working == 0:
+                self._work.close()
+
+    def _score_part(self, request: ScoreRequest) -> ScoreReply:
+        is_evaluation = request.commit is None
+        table = self._scored(read_part(self._store, request.part), is_evaluation)
+        if request.commit is None:
+            commit_key, part = None, write_part(self._store, request.key_prefix, table)
+        else:
+            commit = commit_part(self._store, request.run_id, request.commit, table)
+            commit_key = layout.commit_key(request.run_id, commit.key)
+            part = commit.part
+        return ScoreReply(
+            commit=commit_key,
+            part=part,
+            group_ids=tuple(table["group_id"].unique().to_pylist()),
+            num_episodes=table.num_rows,
+            reward_by_sample=_reward_by_sample(table),
+            intervals=(),
+        )
 
     def _scored(self, table: pa.Table, is_evaluation: bool) -> pa.Table:
         # Weights that change over time follow the weights that sampled; an evaluation is compared with others.
@@ -153,16 +185,33 @@ class Verifier(Actor):
 
     def _score(self, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
         """What the episodes of one prompt get."""
-        responses = [
-            Response(text=row["response"], token_ids=tuple(row["response_token_ids"]))
-            for row in rows
-        ]
-        return self._panel(_prompt(rows[0]), responses, policy_version=policy_version)
+        return self._panel(_prompt(rows[0]), _responses(rows), policy_version=policy_version)
 
-    def _score_named(self, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
-        """The same, with every error of what scores as one that names it and the prompt."""
+    def _score_given(
+        self, ensemble: EnsembleVerifier, rows: list[dict[str, Any]], given: _Given
+    ) -> list[Scored]:
+        (name,) = self._panel.names
+        there = {each: [scores[e] for e in _ids(rows)] for each, scores in given.items()}
+        values = ensemble.score(_prompt(rows[0]), _responses(rows), there)
+        return [
+            Scored(
+                reward=value,
+                scores=(Score(name=name, value=value, version=ensemble.version, seconds=0.0),),
+            )
+            for value in values
+        ]
+
+    def _score_named(
+        self, rows: list[dict[str, Any]], policy_version: float, *, given: _Given
+    ) -> list[Scored]:
+        """The same, with every error of what scores as one that names it and the prompt.
+
+        Scores that are given are not asked for again: those of an ensemble's verifiers.
+        """
         try:
-            return self._score(rows, policy_version)
+            if self._ensemble is None or not given:
+                return self._score(rows, policy_version)
+            return self._score_given(self._ensemble, rows, given)
         except (RewardError, OSError):  # the latter may be the machine's, and mend itself
             raise
         except Exception as error:
@@ -170,6 +219,21 @@ class Verifier(Actor):
                 f"verifier {', '.join(self._panel.names)!r} raised {type(error).__name__}: {error}, on the prompt "
                 f"{rows[0]['prompt'][:_SHOWN_CHARACTERS]!r}"
             ) from error
+
+
+def _open_ensemble(config: RunConfig, store: ObjectStore) -> EnsembleVerifier | None:
+    """The ensemble that scores, if the reward names one. Raises ValueError if the store has it not."""
+    if config.reward is None or not is_ensemble(config.reward):
+        return None
+    ensemble = find_ensemble("reward", config.reward, store)
+    seconds = config.timeouts.reward_seconds
+    return EnsembleVerifier(EnsembleReward(ensemble, seed=config.seed, timeout_seconds=seconds))
+
+
+def _responses(rows: list[dict[str, Any]]) -> list[Response]:
+    return [
+        Response(text=row["response"], token_ids=tuple(row["response_token_ids"])) for row in rows
+    ]
 
 
 def _oldest_versions(table: pa.Table) -> dict[str, float]:

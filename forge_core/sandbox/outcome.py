@@ -10,8 +10,8 @@ Verdict = Literal["ok", "exit", "signal", "timeout", "cpu", "memory", "output"]
 of."""
 
 
-class SandboxRefused(RuntimeError):
-    """This machine cannot isolate a program. It has not run, and nothing may be concluded from that."""
+class SandboxRefused(OSError):
+    """This machine does not isolate a program, or lost it. Nothing may be concluded from that about the program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

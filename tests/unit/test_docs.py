@@ -71,7 +71,11 @@ def test_what_a_document_names_exists(document: Path) -> None:
     assert set(re.findall(r"\bforgeflow ([a-z-]+)", code)) <= commands
     keys = set(_generator().dotted_keys())
     for key in re.findall(r"--set '?([a-z_.]+)=", code):
-        assert key in keys or key.startswith("environment.params.") or key == "dotted.key"
+        assert (
+            key in keys
+            or key.startswith(("environment.params.", "verifiers."))
+            or key == "dotted.key"
+        )
 
 
 def test_the_checks_find_something_to_check() -> None:

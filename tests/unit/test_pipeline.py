@@ -17,14 +17,14 @@ from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt
 from forge_core.timeline import Interval
 from forge_core.weights.manifest import Manifest
-from storage import facts
+from storage import facts, layout
 from storage.groups import GroupState
 from storage.ledger import Ledger
 from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
 from storage.records import Controller, PartRef
 from tasks.learn import BoundExceeded
-from tasks.pipeline import Pipeline
+from tasks.pipeline import Part, Pipeline
 from tasks.run import ActiveRun
 
 CONFIG = RunConfig.model_validate(
@@ -238,3 +238,23 @@ def test_time_that_passes_without_news_is_told_together(line: Pipeline) -> None:
     line.intervals[0] = stretches
     line.log()
     assert len(line.run.ledger.meshes["generator-0"]) == 1
+
+
+def test_parts_are_scored_side_by_side_but_what_the_verifier_died_of_goes_alone(
+    line: Pipeline,
+) -> None:
+    stored = StoredPart(
+        part=PartRef(key="part", sha256="s", bytes=1, rows=2), group_ids=("g",), policy_version_min=0,
+        policy_version_max=0, prompt_tokens=4, response_tokens=6, seconds=0.5,
+    )  # fmt: skip
+    first, second, third = (Part(round=n, replica=0, stored=stored) for n in range(3))
+    line.parts.extend((first, second, third))
+    assert line.next_part([]) == first
+    assert line.next_part([first]) == second
+    assert line.next_part([first, second, third]) is None
+    line.run.scorings_lost[layout.part_name(1, 0)] += 1
+    assert line.next_part([first]) is None
+    assert line.next_part([]) == second
+    assert line.next_part([second]) is None
+    line.parts.remove(second)
+    assert line.next_part([]) == first

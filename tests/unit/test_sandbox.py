@@ -257,6 +257,24 @@ def test_it_dies_with_the_process_that_asked() -> None:
     assert not alive
 
 
+def test_one_whose_launcher_is_killed_has_no_outcome() -> None:
+    def kill() -> None:
+        # Once there are three: launcher, init and program.
+        while len(started := psutil.Process().children(recursive=True)) < 3:
+            time.sleep(0.01)
+        psutil.Process().children()[0].kill()
+        killed.extend(started)
+
+    killed: list[psutil.Process] = []
+    killing = threading.Thread(target=kill)
+    killing.start()
+    with pytest.raises(SandboxRefused, match="ended before it told"):
+        run_program("import time; time.sleep(60)")
+    killing.join()
+    _, alive = psutil.wait_procs(killed, timeout=10)
+    assert not alive
+
+
 def test_it_runs_for_a_user_without_rights() -> None:
     """With a copy of the code and a Python that such a user can read: root's may lie where nobody else looks."""
     if os.geteuid() != 0:

@@ -10,13 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import made_episodes
 import psutil
+import pyarrow as pa
 import pytest
 
+from forge_core.actors.messages import ScoreRequest
+from forge_core.actors.verifier import Verifier as Actor
 from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.verifiers import Panel, Response, Scored, make_panel
+from storage.episodes import SCHEMA
+from storage.objects import LocalStore
+from storage.parts import read_committed, read_part, write_part
 
 
 def prompt(answer: str = "", **metadata: Any) -> Prompt:
@@ -161,13 +168,16 @@ def adversarial_strings() -> list[str]:
     ]
 
 
-def test_adversarial_strings_neither_crash_nor_hang_it(mathematics: Panel) -> None:
+def test_adversarial_strings_neither_crash_nor_hang_it() -> None:
+    judge = panel(it={"kind": "math", "params": {"cpu_seconds": 0.25}})
     texts = adversarial_strings()
     assert len(set(texts)) == 200
-    rewards = [each.reward for each in scored(mathematics, prompt(r"\frac{7919}{7907}"), *texts)]
-    assert rewards == [0.0] * 200
-    (still,) = scored(mathematics, prompt("3"), "$6/2$")
-    assert still.reward == 1.0
+    try:
+        rewards = [each.reward for each in scored(judge, prompt(r"\frac{7919}{7907}"), *texts)]
+        (still,) = scored(judge, prompt("3"), "$6/2$")
+    finally:
+        judge.close()
+    assert rewards == [0.0] * 200 and still.reward == 1.0
 
 
 def test_a_math_process_that_is_killed_is_asked_again(mathematics: Panel) -> None:
@@ -437,3 +447,32 @@ def test_the_environments_own_scorer_is_one_of_them() -> None:
     assert "reasoning-gym" in right.scores[0].version
     alone = make_panel(RunConfig.model_validate({"environment": {"name": "chain_sum"}}))
     assert [s.name for s in scored(alone, made, "2")[0].scores] == ["chain_sum"]
+
+
+def test_a_part_keeps_who_gave_what_by_the_weights_of_what_sampled_it(tmp_path: Path) -> None:
+    """Scored as in a run, and as in an evaluation, which has the last weights."""
+    store = LocalStore(tmp_path)
+    two_tokens = {
+        "response_token_ids": [7, 8], "logprobs": [-0.5, -0.5], "mask": [True, True],
+        "token_policy_versions": [7, 5], "metadata": '{"index": 3}',
+    }  # fmt: skip
+    rows = [made_episodes.episode(d, s, **two_tokens) for d in range(2) for s in range(2)]
+    part = write_part(store, "part", pa.Table.from_pylist(rows, SCHEMA))
+    verifiers = {
+        "right": {"kind": "exact"},
+        "digit": {"kind": "regex", "params": {"pattern": "2"}, "weights": [[0, 0.0], [10, 1.0]]},
+    }
+    actor = Actor(RunConfig.model_validate({"verifiers": verifiers}), store.uri, 0.0)
+    of_run = actor._score_part(ScoreRequest(run_id="run", part=part, commit="c"))
+    of_evaluation = actor._score_part(ScoreRequest(run_id="run", part=part, key_prefix="e"))
+    actor._panel.close()
+    table = read_committed(store, "run")
+    assert of_run.commit and table["reward"].to_pylist() == [1.5] * 4
+    assert of_run.reward_by_sample == (3.0, 3.0)
+    assert read_part(store, of_evaluation.part)["reward"].to_pylist() == [2.0] * 4
+    for scores, told in zip(
+        table["scores"].to_pylist(), table["scored_by"].to_pylist(), strict=True
+    ):
+        assert scores == [{"name": "right", "value": 1.0}, {"name": "digit", "value": 1.0}]
+        assert [each["name"] for each in told] == ["right", "digit"]
+        assert all(each["version"] and each["seconds"] >= 0.0 for each in told)
