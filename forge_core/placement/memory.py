@@ -3,7 +3,8 @@
 N is the number of parameters, R the trainer's ranks. A rank of FSDP2 holds 16 N / R bytes: parameters, gradients and
 AdamW's two moments in float32. Activations are those of Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) without
 the attention scores, which fused attention does not keep: 34 bytes per token, layer and hidden unit at two bytes an
-element; and four float32 copies of the logits. Estimates round up rather than down.
+element; and four float32 copies of a chunk's logits, with the gradient of the output layer that the chunk adds.
+Estimates round up rather than down.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
         "parameters, gradients, optimizer": math.ceil(16 * shape.num_parameters / ranks),
         "gathered layers": 2 * size * max(block, shape.vocabulary_size * shape.hidden_size),
         "activations": math.ceil(17 * size * tokens * layers * shape.hidden_size),
-        "logits": 4 * 4 * logits * shape.vocabulary_size,
+        "logits": shape.vocabulary_size * (4 * 4 * logits + size * shape.hidden_size),
     }
 
 

@@ -63,7 +63,7 @@ def test_presets_have_the_size_of_their_name(tmp_path: Path, preset: str, billio
 
 
 @pytest.mark.parametrize(
-    ("preset", "too_small", "enough"), [("gsm8k-0.6b", 16, 24), ("gsm8k-8b", 40, 80)]
+    ("preset", "too_small", "enough"), [("gsm8k-0.6b", 12, 24), ("gsm8k-8b", 40, 80)]
 )
 def test_gpus_that_are_too_small_are_refused(
     tmp_path: Path, preset: str, too_small: int, enough: int
