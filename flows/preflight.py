@@ -15,7 +15,7 @@ from flows.data_preflight import check_run_data
 from flows.estimate import check_fits, estimate, model_shape
 from flows.hosts import check_hosts, describe_hosts
 from flows.model_directory import ModelDirectory
-from forge_core.config import HUB_PREFIX, ModelShape, RunConfig
+from forge_core.config import HUB_PREFIX, ModelShape, RunConfig, TrainerConfig
 from forge_core.ensembles.reference import find_ensemble, is_ensemble
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
@@ -144,7 +144,7 @@ def dry_run_plan(
             "processes_per_mesh": trainer.ranks,
             "device": trainer.device,
             "threads_per_process": trainer.threads,
-            "runs": f"one rank of FSDP2 over {'nccl' if trainer.device == 'cuda' else 'gloo'}",
+            "runs": f"one rank of {_layout(trainer)} over {'nccl' if trainer.device == 'cuda' else 'gloo'}",
         },
         "verifier": {
             "meshes": 1,
@@ -188,6 +188,12 @@ def dry_run_plan(
         "cores": len(os.sched_getaffinity(0)),
         "config": config.model_dump(mode="json"),
     }
+
+
+def _layout(trainer: TrainerConfig) -> str:
+    if trainer.tensor_parallel == 1:
+        return "FSDP2"
+    return f"FSDP2 {trainer.data_ranks} x tensor parallel {trainer.tensor_parallel}"
 
 
 def _placed(plan: Plan) -> list[dict[str, Any]]:
@@ -250,6 +256,12 @@ def _check_tensor_parallel(config: RunConfig, shape: ModelShape) -> None:
             f"{kv_heads} heads of keys and values and {shape.intermediate_size} hidden units evenly: set it to a "
             "number that divides them"
         )
+    config.trainer.check_shares(
+        num_heads=shape.num_heads,
+        num_kv_heads=kv_heads,
+        head_size=shape.head_size,
+        intermediate_size=shape.intermediate_size,
+    )
 
 
 def _check_context(config: RunConfig, model: ModelDirectory | None, texts: list[str]) -> None:

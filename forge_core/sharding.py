@@ -1,17 +1,76 @@
-"""The trainer's layout: a process group, a model sharded by FSDP2, and whole tensors into and out of it."""
+"""The trainer's layout: ranks, a model that they share, and whole tensors into and out of it.
+
+Ranks are a mesh of FSDP2 by tensor parallelism. Of four ranks with `trainer.tensor_parallel` 2:
+
+```
+             tp 0     tp 1
+    fsdp 0   rank 0   rank 1     train on one half of the episodes, together
+    fsdp 1   rank 2   rank 3     train on the other half
+```
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from forge_core.config import RunConfig, TrainerConfig
+from forge_core.parallel_plan import share_layers
 from forge_core.recomputation import blocks_of, recompute_activations
+
+_FSDP, _TP = "fsdp", "tp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the ranks of the trainer share model and episodes."""
+
+    device: torch.device
+    """Of this rank."""
+    mesh: DeviceMesh
+    """All ranks, by FSDP and, where there is any, tensor parallelism."""
+
+    @property
+    def data(self) -> DeviceMesh:
+        """The ranks that share the episodes with this one, each of them another part."""
+        return self.mesh[_FSDP]
+
+    @property
+    def tensor(self) -> DeviceMesh | None:
+        """The ranks that share each layer with this one and train on the same episodes; None if there are no others."""
+        return self.mesh[_TP] if self.mesh.ndim > 1 else None
+
+    def copies(self, tensor: torch.Tensor) -> int:
+        """How many ranks hold the same part of a tensor."""
+        if not isinstance(tensor, DTensor):
+            return self.mesh.size()
+        mesh = tensor.device_mesh
+        parts = [
+            mesh.size(at) for at, how in enumerate(tensor.placements) if not how.is_replicate()
+        ]
+        return self.mesh.size() // math.prod(parts)
+
+
+def make_layout(config: TrainerConfig, device: torch.device) -> Layout:
+    """The layout that a config asks for; collective, in a process group of all ranks."""
+    share = config.tensor_parallel
+    if share == 1:
+        mesh = init_device_mesh(device.type, (config.ranks,), mesh_dim_names=(_FSDP,))
+    else:
+        # It warns of gathering in two goes, which whole tensors of such a mesh take.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        mesh = init_device_mesh(
+            device.type, (config.ranks // share, share), mesh_dim_names=(_FSDP, _TP)
+        )
+    return Layout(device=device, mesh=mesh)
 
 
 def join_group(config: TrainerConfig, rendezvous: str, rank: int) -> torch.device:
@@ -32,17 +91,22 @@ def join_group(config: TrainerConfig, rendezvous: str, rank: int) -> torch.devic
     return device
 
 
-def shard_model(model: torch.nn.Module, config: RunConfig, device: torch.device) -> torch.nn.Module:
-    """The model on the device, sharded over all ranks block by block; without dropout."""
-    mesh = init_device_mesh(device.type, (config.trainer.ranks,))
+def shard_model(model: torch.nn.Module, config: RunConfig, layout: Layout) -> torch.nn.Module:
+    """The model on the device, shared by all ranks, by FSDP2 block by block; without dropout.
+
+    Raises ValueError for a model that tensor parallelism cannot share.
+    """
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         if config.model.dtype == "bfloat16" and config.trainer.precision == "model"
         else MixedPrecisionPolicy()
     )
-    model.to(device)
+    model.to(layout.device)
+    if layout.tensor is not None:
+        share_layers(model, layout.tensor, config.trainer)
     if config.trainer.activation_checkpointing:
         recompute_activations(model)
+    mesh = layout.data
     for layer in blocks_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -71,10 +135,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return gathered.clone() if is_shared else gathered
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, in the memory that the tensor has."""
+    local: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local
+
+
 def local_storage(tensor: torch.Tensor) -> torch.UntypedStorage:
     """The storage of this rank's part of a tensor."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.untyped_storage()
+    return local_part(tensor).untyped_storage()
 
 
 def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

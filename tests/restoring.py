@@ -1,14 +1,16 @@
-"""One rank of a trainer without its mesh, which makes checkpoints one after the other.
+"""Ranks of a trainer without their mesh, which make checkpoints one after the other.
 
-    python restoring.py FOLDER RENDEZVOUS RANK RANKS JOB...
+    python restoring.py FOLDER RUN...
 
-A job is `KEY=FROM+LAST`: a new model is brought to where checkpoint FROM was taken (`nothing`: to its beginning), is
-trained to the step LAST, and its checkpoint is written as KEY.
+A run is `RANKSxTENSOR_PARALLEL:JOB,JOB,...`; runs follow each other, each on new processes. A job is `KEY=FROM+LAST`: a
+new model is brought to where checkpoint FROM was taken (`nothing`: to its beginning), is trained to the step LAST, and
+its checkpoint is written as KEY. Rank 0 prints a line of JSON for each step.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ from forge_core.algorithms.step import Learner
 from forge_core.checkpoint import MANIFEST, Snapshot, read_optimizer, read_weights, write_checkpoint
 from forge_core.config import RunConfig
 from forge_core.model import load_causal_lm
-from forge_core.sharding import join_group, load_weights, reshard, shard_model
+from forge_core.sharding import join_group, load_weights, make_layout, reshard, shard_model
 from storage.objects import LocalStore
 from storage.records import FileRef
 
@@ -58,17 +60,28 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def main(folder: Path, rendezvous: str, rank: int, ranks: int, *jobs: str) -> None:
+def work(
+    folder: Path, rendezvous: str, rank: int, ranks: int, tensor_parallel: int, jobs: list[str]
+) -> None:
+    """Be one rank of a run."""
     torch.set_num_threads(1)
-    config = RunConfig.model_validate({"steps": 5, "trainer": {"ranks": ranks}})
+    config = RunConfig.model_validate(
+        {
+            "steps": 25,
+            "trainer": {"ranks": ranks, "tensor_parallel": tensor_parallel},
+            # Low enough that gradients are clipped.
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "max_gradient_norm": 0.1},
+        }
+    )
     device = join_group(config.trainer, rendezvous, rank)
+    layout = make_layout(config.trainer, device)
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "model"))
     store = LocalStore(folder / "store")
     for job in jobs:
         key, _, work = job.partition("=")
         origin, _, last = work.partition("+")
-        model = shard_model(load_causal_lm(str(folder / "model")), config, device)
-        learner = Learner(model, config, device, pad_id=0, rank=rank)
+        model = shard_model(load_causal_lm(str(folder / "model")), config, layout)
+        learner = Learner(model, config, device, pad_id=0, layout=layout)
         learner.begin_post_training()
         step = 0
         if origin != "nothing":
@@ -77,7 +90,10 @@ def main(folder: Path, rendezvous: str, rank: int, ranks: int, *jobs: str) -> No
             learner.load_state(read_optimizer(store, f"{origin}/", files))
         while step < int(last):
             step += 1
-            learner.train_step(step, sequences(step))
+            outcome = learner.train_step(step, sequences(step))
+            if rank == 0:
+                told = {name: outcome.metrics[name] for name in ("loss", "grad_norm", "entropy")}
+                print(json.dumps({"key": key, "step": step, **told}), flush=True)
         weights = whole_weights(model)
         tensors, plain = learner.full_state()
         if rank == 0:
@@ -100,5 +116,26 @@ def read_files(store: LocalStore, key: str) -> tuple[int, tuple[FileRef, ...]]:
     return told["step"], tuple(FileRef(**file) for file in told["files"])
 
 
+def main(folder: Path, *runs: str) -> None:
+    """Do runs one after the other."""
+    # Forked, so that what takes seconds is imported once; nothing here has started a thread yet.
+    processes = multiprocessing.get_context("fork")
+    for number, run in enumerate(runs):
+        layout, _, jobs = run.partition(":")
+        ranks, share = map(int, layout.split("x"))
+        meet = str(folder / f"meet-{os.getpid()}-{number}")
+        started = [
+            processes.Process(target=work, args=(folder, meet, rank, ranks, share, jobs.split(",")))
+            for rank in range(ranks)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        codes = [process.exitcode for process in started]
+        if any(codes):
+            sys.exit(f"{run} ended with {codes}")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The trainer: one process per rank, the model sharded by FSDP2.
+"""The trainer: one process per rank, the model shared by FSDP2, tensor parallelism or both.
 
 Every endpoint that trains or gathers is called on all ranks at once; what it returns is the same on each but
 for the intervals, of which rank 0's count.
@@ -41,7 +41,14 @@ from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.profiling import Profiler
-from forge_core.sharding import join_group, load_weights, reshard, shard_model, whole
+from forge_core.sharding import (
+    join_group,
+    load_weights,
+    make_layout,
+    reshard,
+    shard_model,
+    whole,
+)
 from forge_core.supervised.order import load_data
 from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
@@ -112,11 +119,10 @@ class Trainer(Actor):
                     f"model.path {model_dir!r} has a tokenizer without an end-of-sequence token: add eos_token to "
                     "its tokenizer_config.json"
                 )
-            self._model = shard_model(model, self._config, self._device)
+            layout = make_layout(self._config.trainer, self._device)
+            self._model = shard_model(model, self._config, layout)
             check_forward(self._model, self._config, self._device)
-            self._learner = Learner(
-                self._model, self._config, self._device, self._pad_id(), self._rank
-            )
+            self._learner = Learner(self._model, self._config, self._device, self._pad_id(), layout)
 
     def _agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives; an error on every rank if any fails, so that none enters a collective alone."""

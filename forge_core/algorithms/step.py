@@ -20,6 +20,7 @@ from forge_core.algorithms.batch import (
 )
 from forge_core.algorithms.custom_loss import CustomLoss
 from forge_core.algorithms.forward import TokenLogprobs, token_logprobs
+from forge_core.algorithms.gradient import clip
 from forge_core.algorithms.losses import LOSSES
 from forge_core.algorithms.metrics import Largest, Mean, Metrics, StepMetrics
 from forge_core.algorithms.primitives import drift
@@ -28,7 +29,7 @@ from forge_core.algorithms.rollback import Rollback
 from forge_core.algorithms.schedule import learning_rate
 from forge_core.algorithms.tokens import LossShare, Tokens
 from forge_core.config import RunConfig
-from forge_core.sharding import reshard
+from forge_core.sharding import Layout, reshard
 
 Logprobs = dict[tuple[int, int], torch.Tensor]
 """By minibatch and micro-batch of this rank, shape (B, T)."""
@@ -59,14 +60,16 @@ class Learner:
         config: RunConfig,
         device: torch.device,
         pad_id: int,
-        rank: int,
+        layout: Layout,
     ) -> None:
         self._model = model
         self._config = config
         self._device = device
         self._pad_id = pad_id
-        self._rank = rank
-        self._ranks = config.trainer.ranks
+        self._layout = layout
+        # Of those that share the batch: tensor parallel neighbours have the same episodes.
+        self._rank = layout.data.get_local_rank()
+        self._ranks = layout.data.size()
         self._optimizer = self._new_optimizer(config.warm_start.learning_rate)
         self._custom_loss = CustomLoss(config.loss) if config.loss is not None else None
 
@@ -257,17 +260,14 @@ class Learner:
 
     def _update(self, loss: float) -> float:
         """Update with the gradient of a loss; the gradient's norm. Raises NotFinite, on all ranks alike."""
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._model.parameters(), self._config.optimizer.max_gradient_norm
-        )
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        norm = clip(self._model, self._config.optimizer.max_gradient_norm, self._layout)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             self._optimizer.zero_grad()
             of = f" of {self._config.loss!r}" if self._config.loss else ""
-            raise NotFinite(f"the loss{of} is {loss:g} and its gradient's norm {float(norm):g}")
+            raise NotFinite(f"the loss{of} is {loss:g} and its gradient's norm {norm:g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -275,7 +275,7 @@ class Learner:
 
     def _over_ranks(self, values: list[float], op: Any = dist.ReduceOp.SUM) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
-        dist.all_reduce(tensor, op=op)
+        dist.all_reduce(tensor, op=op, group=self._layout.data.get_group())
         return [float(value) for value in tensor]
 
     def full_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -382,16 +382,18 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        ranks = self.trainer.ranks
+        ranks, shared_by = self.trainer.data_ranks, f"trainer.ranks {self.trainer.ranks}"
+        if self.trainer.tensor_parallel > 1:
+            shared_by += f" / trainer.tensor_parallel {self.trainer.tensor_parallel} = {ranks}"
         episodes = self.groups_per_step * self.group_size
         if episodes % ranks:
             raise ValueError(
                 f"groups_per_step {self.groups_per_step} x group_size {self.group_size} = {episodes} episodes "
-                f"cannot be shared by trainer.ranks {ranks}; make their product a multiple of it"
+                f"cannot be shared by {shared_by}; make their product a multiple of it"
             )
         if self.warm_start.steps and self.warm_start.batch_size % ranks:
             raise ValueError(
-                f"warm_start.batch_size {self.warm_start.batch_size} cannot be shared by trainer.ranks {ranks}; "
+                f"warm_start.batch_size {self.warm_start.batch_size} cannot be shared by {shared_by}; "
                 "make it a multiple"
             )
         return self

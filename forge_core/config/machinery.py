@@ -39,10 +39,13 @@ Precision = Literal["model", "bf16_autocast"]
 
 
 class TrainerConfig(Section):
-    """The mesh that trains: FSDP2, one process per rank."""
+    """The mesh that trains: FSDP2, tensor parallelism or both, one process per rank."""
 
     ranks: int = Field(2, ge=1, le=4096)
     """Number of processes that share the model and the batch."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """Ranks that share each layer by its attention heads and train on the same episodes; must divide `ranks` and the
+    numbers of heads. FSDP2 shares the model and the batch among the `ranks` / `tensor_parallel` groups of them."""
     device: Device = "cpu"
     """Kind of device a rank runs on; with `cuda`, one GPU per rank."""
     threads: int = Field(1, ge=1)
@@ -73,6 +76,51 @@ class TrainerConfig(Section):
                 f"attention {self.attention!r} needs a GPU, and device is 'cpu': set attention to 'sdpa'"
             )
         return self
+
+    @property
+    def data_ranks(self) -> int:
+        """Parts into which a batch is shared."""
+        return self.ranks // self.tensor_parallel
+
+    @model_validator(mode="after")
+    def _is_a_layout(self) -> TrainerConfig:
+        if self.ranks % self.tensor_parallel:
+            raise ValueError(
+                f"ranks {self.ranks} are no multiple of tensor_parallel {self.tensor_parallel}: set ranks to "
+                f"{self.tensor_parallel} times the number of FSDP2's shards"
+            )
+        return self
+
+    def check_shares(
+        self, *, num_heads: int, num_kv_heads: int, head_size: int, intermediate_size: int
+    ) -> None:
+        """Refuse a model's shape that tensor parallelism, or FSDP2 after it, cannot share evenly.
+
+        Heads stay whole, and FSDP2 cuts what tensor parallelism has left of a dimension. Raises ValueError.
+        """
+        share, ranks = self.tensor_parallel, self.ranks
+        if share == 1:
+            return
+        for what, number in (
+            (f"{num_heads} attention heads", num_heads),
+            (f"{num_kv_heads} heads of keys and values", num_kv_heads),
+            (f"{intermediate_size} hidden units", intermediate_size),
+        ):
+            if number % share:
+                raise ValueError(
+                    f"trainer.tensor_parallel {share} cannot share out the model's {what} evenly: set it to a divisor "
+                    f"of {number}"
+                )
+        for what, rows in (
+            ("queries", num_heads * head_size),
+            ("keys and values", num_kv_heads * head_size),
+            ("hidden units", intermediate_size),
+        ):
+            if rows % ranks:
+                raise ValueError(
+                    f"trainer.ranks {ranks} with trainer.tensor_parallel {share} cannot share out evenly the model's "
+                    f"{rows} rows of {what}: set trainer.ranks to a divisor of {rows}"
+                )
 
 
 class CheckpointConfig(Section):

@@ -1,7 +1,8 @@
 """What a run's processes will need of memory, estimated from the model's shape before anything is started.
 
 N is the number of parameters, R the trainer's ranks. A rank of FSDP2 holds 16 N / R bytes: parameters, gradients and
-AdamW's two moments in float32. Activations are those of Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) without
+AdamW's two moments in float32. Of embedding and output layer, which tensor parallel ranks do not share, it holds as
+many times more. Activations are those of Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) without
 the attention scores, which fused attention does not keep: 34 bytes per token, layer and hidden unit at two bytes an
 element; and four float32 copies of a chunk's logits, with the gradient of the output layer that the chunk adds.
 Estimates round up rather than down.
@@ -90,14 +91,16 @@ def generator_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
 
 def trainer_parts(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes of the device's memory that one rank of the trainer holds, by what for."""
-    settings, ranks = config.trainer, config.trainer.ranks
+    settings = config.trainer
     size = 4 if settings.precision == "bf16_autocast" else element_bytes(config)
     # Of a layer that is computed once more its input alone is kept, and the rest of one at a time.
     layers = shape.num_layers / 17 + 1 if settings.activation_checkpointing else shape.num_layers
     tokens, logits = config.trainer.micro_batch_tokens, _tokens_with_logits(config)
-    block = shape.num_layer_parameters
+    block = math.ceil(shape.num_layer_parameters / settings.tensor_parallel)
+    shared = shape.num_layers * shape.num_layer_parameters
+    held = shared / settings.ranks + (shape.num_parameters - shared) / settings.data_ranks
     return {
-        "parameters, gradients, optimizer": math.ceil(16 * shape.num_parameters / ranks),
+        "parameters, gradients, optimizer": math.ceil(16 * held),
         "gathered layers": 2 * size * max(block, shape.vocabulary_size * shape.hidden_size),
         "activations": math.ceil(17 * size * tokens * layers * shape.hidden_size),
         "logits": shape.vocabulary_size * (4 * 4 * logits + size * shape.hidden_size),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from many_ranks import run_ranks
 from safetensors.torch import load_file
 
 from forge_core.config import TinyModelConfig
 from forge_core.model import build_tiny_model
 
-PROGRAM = Path(__file__).parents[1] / "restoring.py"
 SHAPE = TinyModelConfig(
     hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, context_length=128
 )
@@ -23,29 +21,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     build_tiny_model(SHAPE, 0, folder / "model")
     return folder
-
-
-def _ranks(folder: Path, ranks: int, *jobs: str) -> None:
-    """Run the program on so many ranks, at the same time."""
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                PROGRAM,
-                folder,
-                folder / f"meet-{ranks}",
-                str(rank),
-                str(ranks),
-                *jobs,
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-2000:]
 
 
 def _kept(folder: Path, key: str) -> dict[str, bytes]:
@@ -61,10 +36,11 @@ def test_a_checkpoint_is_loaded_by_any_number_of_ranks_and_goes_on_to_the_same_b
     folder: Path,
 ) -> None:
     # Written again after a restore, and after a restore of that; trained on, and trained at once.
-    _ranks(
-        folder, 2, "made=nothing+2", "again=made+2", "thrice=again+2", "rest=thrice+3", "whole=nothing+3"
-    )  # fmt: skip
-    _ranks(folder, 1, "alone=made+2")
+    run_ranks(
+        folder,
+        "2x1:made=nothing+2,again=made+2,thrice=again+2,rest=thrice+3,whole=nothing+3",
+        "1x1:alone=made+2",
+    )
     made = _kept(folder, "made")
     assert len(made) > 60
     for key in ("again", "thrice", "alone"):

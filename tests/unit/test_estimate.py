@@ -80,8 +80,13 @@ def test_gpus_that_are_too_small_are_refused(
 
 
 def test_sharding_lowers_what_a_rank_holds(tmp_path: Path) -> None:
-    def rank(ranks: int) -> int:
-        config = _config(tmp_path, "gsm8k-8b", f"trainer.ranks={ranks}")
+    def rank(ranks: int, share: int = 1) -> int:
+        config = _config(
+            tmp_path,
+            "gsm8k-8b",
+            f"trainer.ranks={ranks}",
+            f"trainer.tensor_parallel={share}",
+        )
         assert config.model.shape is not None
         (need,) = [
             n for n in estimate(config, config.model.shape, str(tmp_path)) if "trainer" in n.name
@@ -90,6 +95,8 @@ def test_sharding_lowers_what_a_rank_holds(tmp_path: Path) -> None:
 
     assert rank(8) == pytest.approx(rank(4) / 2, rel=1e-6)
     assert rank(4) > 30 * GIB
+    # Each rank of a group holds the embeddings.
+    assert rank(8) < rank(8, share=2) < 1.5 * rank(8)
 
 
 def _needs(config: RunConfig, store: Path) -> dict[str, Need]:

@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load
 from torch.distributed import FileStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from forge_core.actors.messages import TrainRequest
 from forge_core.algorithms.batch import Sequence, collate
@@ -28,7 +26,7 @@ from forge_core.algorithms.step import Learner
 from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
 from forge_core.recomputation import recompute_activations
-from forge_core.sharding import load_weights, shard_model
+from forge_core.sharding import load_weights, make_layout, shard_model
 from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import LocalStore
@@ -79,12 +77,9 @@ def build(original: torch.nn.Module) -> Build:
         for name, value in settings.items():
             document[name] = {**document.get(name, {}), **value}
         config = RunConfig.model_validate(document)
-        model = copy.deepcopy(original)
-        mesh = init_device_mesh("cpu", (1,))
-        blocks = [m for m in model.modules() if type(m).__name__ == "Qwen3DecoderLayer"]
-        for block in [*blocks, model]:
-            fully_shard(block, mesh=mesh)
-        learner = Learner(model.train(), config, CPU, pad_id=0, rank=0)
+        layout = make_layout(config.trainer, CPU)
+        model = shard_model(copy.deepcopy(original), config, layout)
+        learner = Learner(model.train(), config, CPU, pad_id=0, layout=layout)
         learner.begin_post_training()
         return model, learner
 
@@ -401,9 +396,10 @@ def test_activations_that_are_made_again_change_nothing(
         config = RunConfig.model_validate(
             {"trainer": {"ranks": 1, "activation_checkpointing": checkpointing}}
         )
-        model = shard_model(copy.deepcopy(original), config, CPU)
+        layout = make_layout(config.trainer, CPU)
+        model = shard_model(copy.deepcopy(original), config, layout)
         assert weights(model).keys() == dict(original.named_parameters()).keys()
-        learner = Learner(model, config, CPU, pad_id=0, rank=0)
+        learner = Learner(model, config, CPU, pad_id=0, layout=layout)
         learner.begin_post_training()
         sizes: list[int] = []
 

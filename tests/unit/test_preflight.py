@@ -165,6 +165,19 @@ def test_heads_that_cannot_be_shared_out(tmp_path: Path) -> None:
     check(tmp_path, "generators.tensor_parallel=4")
     sentence = refusal(tmp_path, "generators.tensor_parallel=3")
     assert "generators.tensor_parallel 3" in sentence and "4 attention heads" in sentence
+    check(tmp_path, "trainer.tensor_parallel=2", "trainer.ranks=2")
+    for overrides, words in (
+        (
+            ["trainer.tensor_parallel=4", "trainer.ranks=4"],
+            ["tensor_parallel 4", "2 heads of keys"],
+        ),
+        (
+            ["trainer.tensor_parallel=2", "trainer.ranks=6", "groups_per_step=60"],
+            ["trainer.ranks 6", "128 rows of queries", "a divisor of 128"],
+        ),
+    ):
+        sentence = refusal(tmp_path, *overrides, "warm_start.batch_size=120")
+        assert all(word in sentence for word in words), sentence
 
 
 def test_plan_tells_processes_and_config(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_unknown_preset_lists_the_presets() -> None:
         ),
         ("sampling.top_p=0.5", ["sampling.top_p 0.5", "set it to 1.0"]),
         ("trainer.ranks=3", ["trainer.ranks 3", "groups_per_step", "multiple"]),
+        ("trainer.tensor_parallel=3", ["ranks 2", "tensor_parallel 3", "3 times"]),
         ("model.tiny.num_heads=3", ["model.tiny.hidden_size 128", "num_heads 3"]),
         ("steps", ["--set 'steps'", "dotted.key=value"]),
         ("=3", ["--set '=3'", "dotted.key=value"]),
