@@ -60,7 +60,10 @@ A run needs `--preset` or `--config`. The resolved config is stored as `config.j
 Unknown keys, other types than the table names (a whole number passes for a number), values out of bounds and numbers
 that are not finite. Beyond single values:
 
-- `groups_per_step` x `group_size` and, with a warm start, `warm_start.batch_size` must be multiples of `trainer.ranks`.
+- `groups_per_step` x `group_size` and, with a warm start, `warm_start.batch_size` must be multiples of
+  `trainer.ranks` / `trainer.tensor_parallel`, and `trainer.ranks` one of `trainer.tensor_parallel`.
+- `trainer.tensor_parallel` that does not divide the model's heads, key and value heads and hidden units, and
+  `trainer.ranks` beside it that do not divide the rows of its layers.
 - `sampling.top_p` other than 1.0 and `sampling.top_k` other than 0, which the trainer could not score.
 - `max_policy_age` other than 0 in regime sync.
 - `algorithm.correction.weights` `plain` or `truncated` with the anchor `sampled`, whose ratio is the weight,

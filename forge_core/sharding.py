@@ -135,6 +135,21 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return gathered.clone() if is_shared else gathered
 
 
+def whole_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the host of all tensors of a model, by name; collective.
+
+    Tied parameters are one object under two names, and stay one.
+    """
+    reshard(model)
+    full: dict[int, torch.Tensor] = {}
+    named = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in full:
+            full[id(tensor)] = whole(tensor).to("cpu")
+        named[name] = full[id(tensor)]
+    return named
+
+
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a tensor, in the memory that the tensor has."""
     local: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor

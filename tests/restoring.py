@@ -9,6 +9,7 @@ its checkpoint is written as KEY. Rank 0 prints a line of JSON for each step.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from forge_core.algorithms.batch import Sequence
@@ -28,7 +30,16 @@ from forge_core.algorithms.step import Learner
 from forge_core.checkpoint import MANIFEST, Snapshot, read_optimizer, read_weights, write_checkpoint
 from forge_core.config import RunConfig
 from forge_core.model import load_causal_lm
-from forge_core.sharding import join_group, load_weights, make_layout, reshard, shard_model
+from forge_core.sharding import (
+    Layout,
+    join_group,
+    load_weights,
+    make_layout,
+    reshard,
+    shard_model,
+    whole_tensors,
+)
+from forge_core.weights.shards import pack_shards
 from storage.objects import LocalStore
 from storage.records import FileRef
 
@@ -46,18 +57,6 @@ def sequences(step: int) -> list[Sequence]:
         )
         for row in range(8)
     ]
-
-
-def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Full tensors by name, tied ones as one."""
-    reshard(model)
-    full: dict[int, torch.Tensor] = {}
-    found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in full:
-            full[id(tensor)] = tensor.full_tensor().detach().clone()
-        found[name] = full[id(tensor)]
-    return found
 
 
 def work(
@@ -78,8 +77,8 @@ def work(
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "model"))
     store = LocalStore(folder / "store")
     for job in jobs:
-        key, _, work = job.partition("=")
-        origin, _, last = work.partition("+")
+        key, _, wanted = job.partition("=")
+        origin, _, last = wanted.partition("+")
         model = shard_model(load_causal_lm(str(folder / "model")), config, layout)
         learner = Learner(model, config, device, pad_id=0, layout=layout)
         learner.begin_post_training()
@@ -94,7 +93,7 @@ def work(
             if rank == 0:
                 told = {name: outcome.metrics[name] for name in ("loss", "grad_norm", "entropy")}
                 print(json.dumps({"key": key, "step": step, **told}), flush=True)
-        weights = whole_weights(model)
+        weights = whole_tensors(model)
         tensors, plain = learner.full_state()
         if rank == 0:
             snapshot = Snapshot(
@@ -106,8 +105,22 @@ def work(
                 optimizer_rest=plain,
             )
             write_checkpoint(store, f"{key}/", model, tokenizer, snapshot)
+        write_version(folder / "published" / key, model, step, layout)
         torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def write_version(folder: Path, model: torch.nn.Module, step: int, layout: Layout) -> None:
+    """The buckets that this rank would put into TorchStore; rank 0 also writes the manifest."""
+    reshard(model)
+    manifest, buckets = pack_shards(model.state_dict(keep_vars=True), step, layout)
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = torch.distributed.get_rank()
+    save_file(
+        {str(index): bucket for index, bucket in buckets.items()}, folder / f"{rank}.safetensors"
+    )
+    if rank == 0:
+        (folder / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))
 
 
 def read_files(store: LocalStore, key: str) -> tuple[int, tuple[FileRef, ...]]:

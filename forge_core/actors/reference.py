@@ -93,13 +93,13 @@ class Reference(Actor):
         self._held = None
         load_weights(self._model, read_weights(self._store, request.key, request.files))
         named: Any = self._model.state_dict(keep_vars=True).items()
-        manifest, _ = packing.pack([(n, t.detach().cpu()) for n, t in named], request.step)
-        if manifest.digest != request.weights_digest:
+        digest = packing.digest({name: tensor.detach().cpu() for name, tensor in named})
+        if digest != request.weights_digest:
             raise ValueError(
-                f"{request.key} holds other weights than the log says: their digest is {manifest.digest[:12]}… "
+                f"{request.key} holds other weights than the log says: their digest is {digest[:12]}… "
                 f"and not {request.weights_digest[:12]}…"
             )
-        self._held = manifest.digest
+        self._held = digest
 
     @endpoint
     async def intervals(self) -> tuple[Interval, ...]:

@@ -42,18 +42,20 @@ from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
 from forge_core.profiling import Profiler
 from forge_core.sharding import (
+    Layout,
     join_group,
     load_weights,
     make_layout,
     reshard,
     shard_model,
-    whole,
+    whole_tensors,
 )
 from forge_core.supervised.order import load_data
 from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
-from forge_core.weights import packing, store
+from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
+from forge_core.weights.shards import pack_shards
 from storage.objects import open_store
 
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Trainer(Actor):
         )
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         self._device = torch.device("cpu")
+        self._layout: Layout
         self._model: torch.nn.Module
         self._tokenizer: Any
         self._learner: Learner
@@ -86,7 +89,8 @@ class Trainer(Actor):
         self._supervised: SupervisedTraining | None = None
         self._last_reply: TrainReply | None = None
         self._warm_started: WarmStartReply | None = None
-        self._weights: tuple[Manifest, list[torch.Tensor]] | None = None
+        self._weights: tuple[Manifest, dict[int, torch.Tensor]] | None = None
+        """Of the version that the trainer stands at, and this rank's buckets."""
         self._writer = CheckpointWriter()
         self._scored: tuple[Any, tuple[tuple[tuple[float, ...], ...], float]] | None = None
         self._offload = Offload(Path(f"{rendezvous}-asleep-{self._rank}"))
@@ -119,10 +123,12 @@ class Trainer(Actor):
                     f"model.path {model_dir!r} has a tokenizer without an end-of-sequence token: add eos_token to "
                     "its tokenizer_config.json"
                 )
-            layout = make_layout(self._config.trainer, self._device)
-            self._model = shard_model(model, self._config, layout)
+            self._layout = make_layout(self._config.trainer, self._device)
+            self._model = shard_model(model, self._config, self._layout)
             check_forward(self._model, self._config, self._device)
-            self._learner = Learner(self._model, self._config, self._device, self._pad_id(), layout)
+            self._learner = Learner(
+                self._model, self._config, self._device, self._pad_id(), self._layout
+            )
 
     def _agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives; an error on every rank if any fails, so that none enters a collective alone."""
@@ -159,7 +165,7 @@ class Trainer(Actor):
             supervised = self._supervised
             supervised.run()
             self._learner.begin_post_training()
-            digest = self._gather(policy_version=0).digest
+            digest = self._pack(policy_version=0).digest
         self._warm_started = WarmStartReply(
             steps=supervised.steps,
             loss=supervised.loss,
@@ -216,7 +222,7 @@ class Trainer(Actor):
             read_seconds = time.monotonic() - started
             outcome = self._learner.train_step(request.step, batch.sequences)
             if outcome.nonfinite is None:
-                self._gather(policy_version=request.step)
+                self._pack(policy_version=request.step)
         assert self._weights is not None, "a step follows warm_start or restore"
         reply = TrainReply(
             step=request.step,
@@ -245,19 +251,13 @@ class Trainer(Actor):
         told = {"cause": reply.nonfinite or "", "weights_digest": reply.weights_digest}
         return keep_batch(self._store, request, batch.sequences, told)
 
-    def _gather(self, policy_version: int) -> Manifest:
-        """Assemble the full weights on every rank and lay them out; kept until the next step."""
-        full: dict[int, torch.Tensor] = {}
-        named = []
+    def _pack(self, policy_version: int) -> Manifest:
+        """Lay out what this rank holds of the weights; kept until the next step."""
         reshard(self._model)
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            # Tied parameters are one object under two names: gather it once, so that it stays one.
-            if id(tensor) not in full:
-                full[id(tensor)] = whole(tensor).to("cpu")
-            named.append((name, full[id(tensor)]))
-        manifest, buckets = packing.pack(named, policy_version)
-        self._weights = (manifest, buckets)
-        return manifest
+        self._weights = pack_shards(
+            self._model.state_dict(keep_vars=True), policy_version, self._layout
+        )
+        return self._weights[0]
 
     @endpoint
     async def publish(
@@ -276,10 +276,10 @@ class Trainer(Actor):
         with self._timeline.during("weights"):
             manifest, buckets = self._weights
             manifest = dataclasses.replace(manifest, store=store_name)
-            # The collective part comes first: what rank 0 alone may fail at must not leave the others in it.
+            # The collective part comes first: what one rank alone may fail at must not leave the others in it.
             logprobs, entropy = self._score_once(manifest, probe)
+            await store.put_version(manifest, buckets, timeout_seconds=timeout)
             if self._rank == 0:
-                await store.put_version(manifest, buckets, timeout_seconds=timeout)
                 for before in replaced:
                     # The store may have been replaced by an empty one since.
                     if before.keys != manifest.keys and before.store == store_name:
@@ -350,15 +350,16 @@ class Trainer(Actor):
             raise ValueError(
                 f"a checkpoint of step {request.step} is asked for at step {self._step}"
             )
-        manifest, buckets = self._weights
+        manifest = self._weights[0]
         if not self._writer.has(request.step):
             with self._timeline.during("checkpoint"):
                 tensors, rest = self._learner.full_state()
+                weights = whole_tensors(self._model)
                 snapshot = Snapshot(
                     run_id=request.run_id,
                     step=request.step,
                     weights_digest=manifest.digest,
-                    weights=packing.unpack(manifest, buckets),
+                    weights=weights,
                     optimizer_tensors=tensors,
                     optimizer_rest=rest,
                 )
@@ -415,7 +416,7 @@ class Trainer(Actor):
                     read_optimizer(self._store, request.key, request.files)
                 )
             )
-            manifest = self._gather(policy_version=request.step)
+            manifest = self._pack(policy_version=request.step)
         if manifest.digest != request.weights_digest:
             raise ValueError(
                 f"{request.key} holds other weights than the log says: their digest is {manifest.digest[:12]}… "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forge_core.weights.slices import Slice
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Where one tensor lies."""
+    """Where one tensor, or a slice of it that a rank holds, lies."""
 
     name: str
     """Parameter name in Hugging Face layout."""
@@ -15,12 +17,16 @@ class Slot:
     """Name of the torch dtype, such as `float32`."""
     shape: tuple[int, ...]
     """Full, unsharded shape."""
+    held: Slice
+    """What of it lies here."""
     bucket: int
     """Index of the bucket that holds it."""
     offset_bytes: int
     """First byte in the bucket."""
     size_bytes: int
     """Number of bytes."""
+    sha256: str
+    """Of name, dtype, shape and bytes of what lies here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +36,11 @@ class Manifest:
     policy_version: int
     """Steps completed when these weights came to be."""
     slots: tuple[Slot, ...]
-    """One per tensor, in the model's own order."""
+    """One or several per tensor, which together hold all of it once; tensors in the model's own order."""
     bucket_bytes: tuple[int, ...]
     """Size of each bucket."""
     digest: str
-    """`digest()` of the tensors."""
+    """`digest()` of the whole tensors."""
     store: str = ""
     """Name of the TorchStore that holds the version; empty for one that is in none."""
 

@@ -78,36 +78,56 @@ async def forget(name: str, *, timeout_seconds: float) -> None:
 
 
 async def put_version(
-    manifest: Manifest, buckets: list[torch.Tensor], *, timeout_seconds: float
+    manifest: Manifest, buckets: packing.Buckets, *, timeout_seconds: float
 ) -> None:
-    """Put all buckets of a version; raises TimeoutError when the store does not take them in time."""
+    """Put the buckets of a version that this process has; it is there once every rank has put its own.
+
+    Raises TimeoutError when the store does not take them in time.
+    """
+    keys = manifest.keys
     async with asyncio.timeout(timeout_seconds):
         await asyncio.gather(
             *(
-                torchstore.put(key, bucket, store_name=manifest.store)
-                for key, bucket in zip(manifest.keys, buckets, strict=True)
+                torchstore.put(keys[index], bucket, store_name=manifest.store)
+                for index, bucket in buckets.items()
             )
         )
 
 
-async def get_version(manifest: Manifest, *, timeout_seconds: float) -> list[torch.Tensor]:
-    """Get all buckets of a version, in order; raises TimeoutError, or KeyError if it is not there."""
-    async with asyncio.timeout(timeout_seconds):
-        return list(
-            await asyncio.gather(
-                *(torchstore.get(key, store_name=manifest.store) for key in manifest.keys)
-            )
-        )
+async def get_version(
+    manifest: Manifest, wanted: packing.Wanted | None = None, *, timeout_seconds: float
+) -> dict[int, torch.Tensor]:
+    """Get the buckets of a version that hold anything of what is wanted, by their index.
 
-
-async def get_tensors(manifest: Manifest, *, timeout_seconds: float) -> dict[str, torch.Tensor]:
-    """The tensors of a version, by name, as views of what arrived.
-
-    Raises what `get_version` raises, and ValueError if the bytes are not those that the manifest tells.
+    Raises TimeoutError, KeyError if one is not there, and ValueError for a slice that the version has not got.
     """
-    buckets = await get_version(manifest, timeout_seconds=timeout_seconds)
-    tensors = packing.unpack(manifest, buckets)
-    if packing.digest(tensors) != manifest.digest:
+    keys = manifest.keys
+    indices = sorted({slot.bucket for slot in packing.touched(manifest, wanted)})
+    async with asyncio.timeout(timeout_seconds):
+        buckets = await asyncio.gather(
+            *(torchstore.get(keys[index], store_name=manifest.store) for index in indices)
+        )
+    return dict(zip(indices, buckets, strict=True))
+
+
+async def get_tensors(
+    manifest: Manifest, wanted: packing.Wanted | None = None, *, timeout_seconds: float
+) -> dict[str, torch.Tensor]:
+    """Whole tensors of a version, or the slices that are wanted, by name; as views of what arrived where they can be.
+
+    Raises what `get_version` raises, and ValueError if the bytes are not those that the manifest tells: whole tensors
+    are held against the version's digest, slices against those of the shards that they were taken from.
+    """
+    buckets = await get_version(manifest, wanted, timeout_seconds=timeout_seconds)
+    tensors = packing.unpack(manifest, buckets, wanted)
+    if wanted is None:
+        has_arrived = packing.digest(tensors) == manifest.digest
+    else:
+        has_arrived = all(
+            packing.sha256(slot.name, packing.view(manifest, slot, buckets)) == slot.sha256
+            for slot in packing.touched(manifest, wanted)
+        )
+    if not has_arrived:
         raise ValueError(
             f"other bytes of version {manifest.policy_version} arrived than the trainer sent"
         )

@@ -48,6 +48,8 @@ CONFIG = RunConfig.model_validate(
         "sampling": {"max_tokens": 24, "temperature": 0.7},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "max_gradient_norm": 100.0},
         "environment": {"name": "spell_backward"},
+        # FSDP2 has its own runs.
+        "trainer": {"ranks": 2, "tensor_parallel": 2},
     }
 )
 CALL_SECONDS = 120.0

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from forge_core.weights import packing
-from forge_core.weights.packing import digest, pack, unpack
+from forge_core.weights.manifest import Manifest
+from forge_core.weights.packing import digest, join, pack, sha256, touched, unpack, view
+from forge_core.weights.slices import Slice
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -42,14 +44,16 @@ def test_what_is_packed_is_unpacked_to_the_bit(named: Named) -> None:
     assert_same(found, named)
     assert manifest.policy_version == 17
     assert manifest.digest == digest(dict(named)) == digest(found)
-    assert manifest.bucket_bytes == tuple(bucket.numel() for bucket in buckets)
+    assert manifest.bucket_bytes == tuple(bucket.numel() for bucket in buckets.values())
     assert len(manifest.keys) == len(buckets) == 1
 
 
 def test_a_tied_tensor_travels_once_under_both_names(named: Named) -> None:
     manifest, buckets = pack(named, 0)
     untied, more = pack([*named[:-1], ("head.weight", named[0][1].clone())], 0)
-    assert manifest.total_bytes < untied.total_bytes == sum(bucket.numel() for bucket in more)
+    assert (
+        manifest.total_bytes < untied.total_bytes == sum(bucket.numel() for bucket in more.values())
+    )
     assert manifest.digest == untied.digest
     found = unpack(manifest, buckets)
     assert found["head.weight"].data_ptr() == found["embed.weight"].data_ptr()
@@ -142,6 +146,70 @@ def test_a_bucket_of_another_size_is_refused(named: Named, monkeypatch: pytest.M
     size = buckets[1].numel()
     for wrong in (buckets[1][:-1], torch.cat([buckets[1], buckets[1][:1]])):
         with pytest.raises(ValueError, match=f"bucket 1 has {wrong.numel()} bytes .* {size}$"):
-            unpack(manifest, [buckets[0], wrong, *buckets[2:]])
-    with pytest.raises(ValueError, match="argument"):
-        unpack(manifest, buckets[:-1])
+            unpack(manifest, {**buckets, 1: wrong})
+    last = len(buckets) - 1
+    del buckets[last]
+    with pytest.raises(ValueError, match=f"bucket {last} is not there"):
+        unpack(manifest, buckets)
+
+
+WHOLE = torch.arange(48, dtype=torch.float32).reshape(8, 6)
+ROWS = [Slice.part((8, 6), 0, index, 4) for index in range(4)]
+COLUMNS = [Slice.part((8, 6), 1, index, 3) for index in range(3)]
+
+
+def _cut(tensor: torch.Tensor, held: Slice) -> torch.Tensor:
+    return tensor[held.within(Slice.whole(tuple(tensor.shape)))]
+
+
+def _joined(held: list[Slice]) -> tuple[Manifest, dict[int, torch.Tensor]]:
+    """A version to which each of some ranks has given a slice of one tensor, and the first a norm."""
+    norm, parts, buckets = torch.arange(6.0), [], []
+    for rank, each in enumerate(held):
+        pieces = [("w", _cut(WHOLE, each)), *([("norm", norm)] if rank == 0 else [])]
+        part, own = pack(pieces, 3, {"w": (each, (8, 6))})
+        parts.append(part)
+        buckets += own.values()
+    manifest = join(parts, ["norm", "w"], digest({"w": WHOLE, "norm": norm}))
+    return manifest, dict(enumerate(buckets))
+
+
+@pytest.mark.parametrize("held", [ROWS, COLUMNS, [Slice.whole((8, 6))]])
+@pytest.mark.parametrize("wanted", [*ROWS, *COLUMNS, Slice((3, 1), (4, 5)), Slice((7, 5), (1, 1))])
+def test_any_slice_is_assembled_of_any_slices(held: list[Slice], wanted: Slice) -> None:
+    manifest, buckets = _joined(held)
+    touching = {slot.bucket for slot in touched(manifest, {"w": wanted})}
+    assert len(touching) == sum(each.overlap(wanted) is not None for each in held)
+    only = {index: bucket for index, bucket in buckets.items() if index in touching}
+    found = unpack(manifest, only, {"w": wanted})
+    assert list(found) == ["w"]
+    assert torch.equal(found["w"], _cut(WHOLE, wanted))
+
+
+@pytest.mark.parametrize("held", [ROWS, COLUMNS])
+def test_whole_tensors_of_slices_have_the_digest_of_whole_tensors(held: list[Slice]) -> None:
+    manifest, buckets = _joined(held)
+    found = unpack(manifest, buckets)
+    assert list(found) == ["norm", "w"]
+    assert torch.equal(found["w"], WHOLE)
+    assert digest(found) == manifest.digest
+    assert all(
+        sha256(slot.name, view(manifest, slot, buckets)) == slot.sha256 for slot in manifest.slots
+    )
+
+
+def test_slices_that_are_not_there_are_refused() -> None:
+    manifest, buckets = _joined(ROWS)
+    for wanted, words in (
+        ({"v": ROWS[0]}, "'v' .* version 3 has not got"),
+        ({"w": Slice((0, 0), (9, 6))}, r"'w' .*\(9, 6\), and .* \(8, 6\)"),
+        ({"w": Slice((-1, 0), (2, 6))}, "begins at"),
+        ({"w": Slice((0,), (2,))}, "begins at"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            unpack(manifest, buckets, wanted)
+    short = _joined(ROWS[:-1])
+    with pytest.raises(ValueError, match="36 elements of 'w' where 48"):
+        unpack(*short)
+    with pytest.raises(ValueError, match="cannot be cut into 4 equal parts"):
+        Slice.part((8, 6), 1, 0, 4)
