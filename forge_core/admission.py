@@ -232,8 +232,9 @@ class Admission:
     def take(self, step: int) -> tuple[int, ...] | None:
         """The batch of a step in the order of draws, or None while too few groups are ready.
 
-        Safe to repeat for the step that was asked for last, and for those whose batch was given up; raises ValueError
-        for any other but the next.
+        A step whose batch was given up comes before the next one, which would else take the groups that are left for
+        it, and keep it waiting for weights that never come. Safe to repeat for the step that was asked for last, and
+        for those whose batch was given up; raises ValueError for any other but the next.
         """
         if step in self._again:
             self._again[step] = self._again[step] or self._take() or ()
@@ -242,7 +243,8 @@ class Admission:
             return self._last_batch
         if step != self.taken + 1:
             raise ValueError(f"step {step} does not follow step {self.taken}")
-        chosen = self._take()
+        is_owed = any(batch == () for batch in self._again.values())
+        chosen = None if is_owed else self._take()
         if chosen is None:
             return None
         self.taken, self._last_batch = step, chosen

@@ -224,8 +224,14 @@ def _isolate(request: dict[str, Any]) -> None:
     with open("/old/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
     shown = [*request["prefixes"], "/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache"]
+    shown = [os.path.normpath(path) for path in shown]
+    os.mkdir(FOLDER)
+    # Before what is shown: an environment may lie below the folder, and would be hidden by it.
+    taken = sum(path.count("/") - 1 for path in shown if path.startswith(FOLDER + "/"))
+    room = f"size={limits['folder_bytes']},nr_inodes={limits['folder_files'] + 1 + taken},mode=1777"
+    _mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, room)
     for path in shown:
-        _show(os.path.normpath(path))
+        _show(path)
     os.mkdir("/dev")
     for device in DEVICES:
         _bind(f"/old/dev/{device}", f"/dev/{device}", 0)
@@ -234,9 +240,6 @@ def _isolate(request: dict[str, Any]) -> None:
     _mount(
         "proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid,hidepid=invisible"
     )
-    os.makedirs(FOLDER, exist_ok=True)
-    room = f"size={limits['folder_bytes']},nr_inodes={limits['folder_files'] + 1},mode=1777"
-    _mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, room)
     for name in ("program", "stdin"):
         path = "/program.py" if name == "program" else "/stdin"
         with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:

@@ -324,3 +324,16 @@ def test_a_batch_is_given_up_before_its_weights_exist_and_once():
     admission.serve(0, 1)
     with pytest.raises(ValueError, match="step 1 has no batch"):
         admission.give_up(1)
+
+
+def test_a_step_whose_batch_was_given_up_comes_before_the_next():
+    admission = Admission(groups_per_step=1, max_policy_age=1, window=2, steps=2, replicas=1)
+    admission.finish(*admission.admit(0, 9))
+    assert admission.take(1) == (0,)
+    admission.give_up(1)
+    admission.finish(*admission.admit(0, 9))
+    assert admission.take(2) is None
+    assert admission.take(1) == (1,)
+    admission.serve(0, 1)
+    admission.finish(*admission.admit(0, 9))
+    assert admission.take(2) == (2,)
