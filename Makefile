@@ -8,7 +8,7 @@ BAR ?=
 help:
 	@echo "make demo    post-train a small model on this machine and show what it learned"
 	@echo "make test    run the tests, or some of them: make test ARGS=tests/unit"
-	@echo "make test-long  run those on the real stack that take a minute or more each"
+	@echo "make test-long  run the longest ones on the real stack"
 	@echo "make lint    check format, style and types"
 	@echo "make bench   run the benchmarks"
 	@echo "make prove   show that one promise holds: make prove BAR=learning"
