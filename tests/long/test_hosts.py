@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import rewards
 from harness import Finished, assert_verified
 from sufferer import Sufferer
 
@@ -92,7 +93,7 @@ def attached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attached]:
             "--set", "steps=2", "--set", "generators.threads=1", "--set", "trainer.ranks=1",
             "--set", "groups_per_step=16", "--set", "warm_start.steps=5",
             "--set", "evaluation.num_prompts=20",
-            "--set", f"reward={Path(__file__).with_name('rewards.py')}:by_hash",
+            "--set", f"reward={rewards.__file__}:by_hash",
         )  # fmt: skip
         try:
             run.until("step", 1)
