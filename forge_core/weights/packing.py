@@ -6,6 +6,7 @@ instead of one key per parameter. What one rank holds of a tensor never spans tw
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +34,11 @@ def sha256(name: str, tensor: torch.Tensor) -> str:
     """SHA-256 over name, dtype, shape and bytes of a tensor."""
     head = f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|"
     total = hashlib.sha256(head.encode())
-    # A view of its memory: a copy would cost as much as the hash.
-    total.update(as_bytes(tensor).numpy().data)
+    flat = as_bytes(tensor)
+    if flat.numel():
+        # Its memory itself: a copy would cost as much as the hash. Not by way of numpy either, after which a storage
+        # cannot be resized any more, which is how a colocated trainer falls asleep.
+        total.update((ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr()))
     return total.hexdigest()
 
 

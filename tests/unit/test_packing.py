@@ -1,5 +1,6 @@
 """Weights as buckets of bytes: what goes in comes out, and the digest sees every bit of it."""
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -213,3 +214,19 @@ def test_slices_that_are_not_there_are_refused() -> None:
         unpack(*short)
     with pytest.raises(ValueError, match="cannot be cut into 4 equal parts"):
         Slice.part((8, 6), 1, 0, 4)
+
+
+def test_a_packed_tensor_can_still_give_up_its_memory() -> None:
+    """As a trainer's do that takes turns with the generators on one device."""
+    tensor = torch.arange(6, dtype=torch.float32)
+    pack([("a", tensor)], 1)
+    tensor.untyped_storage().resize_(0)
+    assert tensor.untyped_storage().nbytes() == 0
+
+
+def test_the_hash_is_of_the_bytes() -> None:
+    head = b"a|float32|(2, 3)|"
+    tensor = torch.arange(12, dtype=torch.float32)[::2].view(2, 3)
+    assert sha256("a", tensor) == hashlib.sha256(head + tensor.numpy().tobytes()).hexdigest()
+    empty = hashlib.sha256(b"b|float32|(0,)|").hexdigest()
+    assert sha256("b", torch.empty(0)) == empty
