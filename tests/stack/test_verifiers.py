@@ -84,8 +84,11 @@ def test_processes_killed_in_mid_call_cost_no_score(tmp_path: Path) -> None:
         assert scores.keys() == {"right", "form", "equal", "mine"}
         assert [scores["mine"]] == by_hash([episode["prompt"]], [episode["response"]])
         assert scores["form"] == float(any(map(str.isdigit, episode["response"])))
-        weighted = zip((1.0, 0.5, 0.25, 1.0), scores.values(), strict=True)
-        assert abs(episode["reward"] - sum(weight * value for weight, value in weighted)) < 1e-9
+        weights = {"right": 1.0, "form": 0.5, "equal": 0.25, "mine": 1.0}
+        due = sum(weights[name] * value for name, value in scores.items())
+        assert abs(episode["reward"] - due) < 1e-9
         told = {each["name"]: each for each in episode["scored_by"]}
-        assert [*told] == [*scores] and all(each["seconds"] >= 0.0 for each in told.values())
+        assert told.keys() == scores.keys() and all(
+            each["seconds"] >= 0.0 for each in told.values()
+        )
         assert "math-verify" in told["equal"]["version"] and "sha256" in told["mine"]["version"]
