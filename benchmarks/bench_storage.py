@@ -293,6 +293,10 @@ def table_of(run_id: str, first: int, count: int, *, tokens: int) -> pa.Table:
     score = pa.StructArray.from_arrays(
         [pa.array(["exact"] * count), pa.array(rewards)], ["name", "value"]
     )
+    scored_by = pa.StructArray.from_arrays(
+        [pa.array(["exact"] * count), pa.array(["1"] * count), pa.array(np.full(count, 0.001))],
+        ["name", "version", "seconds"],
+    )
     columns = {
         "episode_id": [layout.episode_id(g, int(n) % GROUP_SIZE) for g, n in zip(groups, numbers, strict=True)],
         "run_id": [run_id] * count,
@@ -314,6 +318,7 @@ def table_of(run_id: str, first: int, count: int, *, tokens: int) -> pa.Table:
         "finish_reason": ["stop"] * count,
         "reward": rewards,
         "scores": pa.ListArray.from_arrays(pa.array(np.arange(count + 1), pa.int32()), score),
+        "scored_by": pa.ListArray.from_arrays(pa.array(np.arange(count + 1), pa.int32()), scored_by),
         "seed": numbers,
         "attempts": np.ones(count, np.int32),
         "generate_seconds": np.full(count, 0.5),
