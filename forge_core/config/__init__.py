@@ -117,8 +117,8 @@ class RunConfig(Section):
     `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`; or an ensemble of
     verifiers that `forgeflow fit-verifiers` has fitted, as `ensemble:NAME@VERSION`."""
     verifiers: dict[str, VerifierConfig] = Field(default_factory=dict)
-    """By a name of yours, what scores instead, in this order: each has a `kind`, its `params`, a `weight` or `weights`
-    over time, and may be a `gate`."""
+    """By a name of yours, what scores instead: each has a `kind`, its `params`, a `weight` or `weights` over time, and
+    may be a `gate`. Gates are asked first, in the order of their names."""
     loss: str | None = None
     """A loss of your own in the algorithm's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per
     token."""

@@ -40,11 +40,14 @@ class Scored:
     reward: float
     """What is trained on."""
     scores: tuple[Score, ...]
-    """One for each verifier that saw it, in the order of the config."""
+    """One for each verifier that saw it, in the order in which they were asked."""
 
 
 class Panel:
-    """Verifiers by name, asked in their order: what a gate does not let through, those after it do not see.
+    """Verifiers by name, gates first, otherwise in the order of their names.
+
+    What a gate does not let through, those after it do not see. A config is stored with its keys sorted, so that the
+    order of its lines could not decide anything in a run that goes on.
 
     It may be called by several threads at the same time.
     """
@@ -54,14 +57,16 @@ class Panel:
         verifiers: Mapping[str, tuple[VerifierConfig, Verifier]],
         scoring: ScoringConfig,
     ) -> None:
-        self._verifiers = dict(verifiers)
+        self._verifiers = dict(
+            sorted(verifiers.items(), key=lambda item: (item[1][0].gate is None, item[0]))
+        )
         self._scoring = scoring
         self._known: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the verifiers, in their order."""
+        """Names of the verifiers, in the order in which they are asked."""
         return tuple(self._verifiers)
 
     def load(self) -> None:

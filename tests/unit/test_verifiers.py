@@ -240,9 +240,9 @@ def test_a_weighted_sum_keeps_who_gave_what() -> None:
     first, second, third = scored(judge, prompt("4"), "4", "5", "four, I say")
     assert [first.reward, second.reward, third.reward] == [2.5, 0.5, 0.0]
     assert [(s.name, s.value) for s in second.scores] == [
+        ("ignored", 1.0),
         ("right", 0.0),
         ("short", 1.0),
-        ("ignored", 1.0),
     ]
     versions = {score.name: score.version for score in first.scores}
     assert len(set(versions.values())) == 3  # parameters belong to it
@@ -267,8 +267,9 @@ def test_what_a_gate_holds_back_is_not_seen_by_the_others(tmp_path: Path) -> Non
     )
     judge = panel(
         {"closed_reward": -1.0},
-        form={"kind": "format", "params": {"tags": ["a"]}, "gate": 1.0},
         mine={"kind": "function", "params": {"reference": f"{tmp_path}/mine.py:notes"}},
+        # First, wherever it stands: a stored config keeps no order of its keys.
+        tidy={"kind": "format", "params": {"tags": ["a"]}, "gate": 1.0},
     )
     try:
         closed, through = scored(judge, prompt(), "no form", "<a>x</a>")
@@ -276,8 +277,8 @@ def test_what_a_gate_holds_back_is_not_seen_by_the_others(tmp_path: Path) -> Non
     finally:
         judge.close()
     assert (closed.reward, through.reward, none.reward) == (-1.0, 0.7, -1.0)
-    assert [s.name for s in closed.scores] == ["form"]
-    assert [s.name for s in through.scores] == ["form", "mine"]
+    assert [s.name for s in closed.scores] == ["tidy"]
+    assert [s.name for s in through.scores] == ["tidy", "mine"]
     assert seen.read_text() == "['<a>x</a>']\n"
 
 
@@ -444,7 +445,7 @@ def test_the_environments_own_scorer_is_one_of_them() -> None:
     )  # fmt: skip
     right, wrong = scored(judge, made, "2", "3")
     assert right.reward == 1.5 and wrong.reward < 0.1
-    assert "reasoning-gym" in right.scores[0].version
+    assert "reasoning-gym" in right.scores[1].version
     alone = make_panel(RunConfig.model_validate({"environment": {"name": "chain_sum"}}))
     assert [s.name for s in scored(alone, made, "2")[0].scores] == ["chain_sum"]
 
@@ -473,6 +474,6 @@ def test_a_part_keeps_who_gave_what_by_the_weights_of_what_sampled_it(tmp_path: 
     for scores, told in zip(
         table["scores"].to_pylist(), table["scored_by"].to_pylist(), strict=True
     ):
-        assert scores == [{"name": "right", "value": 1.0}, {"name": "digit", "value": 1.0}]
-        assert [each["name"] for each in told] == ["right", "digit"]
+        assert scores == [{"name": "digit", "value": 1.0}, {"name": "right", "value": 1.0}]
+        assert [each["name"] for each in told] == ["digit", "right"]
         assert all(each["version"] and each["seconds"] >= 0.0 for each in told)
