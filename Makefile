@@ -2,14 +2,16 @@
 BIN := .venv/bin
 PACKAGES := flows tasks forge_core storage
 BAR ?=
+PYTHON ?= python3
 
-.PHONY: help setup demo test test-long lint bench prove server clean
+.PHONY: help setup demo test test-long lint docs bench prove server clean
 
 help:
 	@echo "make demo    post-train a small model on this machine and show what it learned"
 	@echo "make test    run the tests, or some of them: make test ARGS=tests/unit"
 	@echo "make test-long  run the longest ones on the real stack"
 	@echo "make lint    check format, style and types"
+	@echo "make docs    build the docs' site into site/; a broken link is an error"
 	@echo "make bench   run the benchmarks"
 	@echo "make prove   show that one promise holds: make prove BAR=learning"
 	@echo "make server  start a Prefect server to watch runs in"
@@ -38,6 +40,17 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(PACKAGES)
 
+# The site's packages have an environment of their own, so that they constrain nothing that runs.
+.venv-docs/installed-lock.txt: deployments/requirements-docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r $<
+	@cp $< $@
+
+docs: setup .venv-docs/installed-lock.txt
+	@$(BIN)/python docs/cli_reference.py > docs/cli.md
+	@# Not --quiet: mkdocs then counts no warning, and strict finds nothing.
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
 bench: setup
 	@set -e; for file in benchmarks/bench_*.py; do \
 		echo "== $$file"; name=$${file%.py}; $(BIN)/python -m "$$(echo $$name | tr / .)"; \
@@ -51,5 +64,5 @@ server: setup
 	@exec $(BIN)/forgeflow server
 
 clean:
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .prefect forge-store *.egg-info
+	rm -rf .venv .venv-docs site docs/cli.md .hypothesis .mypy_cache .pytest_cache .ruff_cache .prefect forge-store *.egg-info
 	find $(PACKAGES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
