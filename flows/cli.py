@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from flows import machine, maintenance, replay_commands, reports, round_commands
 from flows.evaluate_command import evaluate
+from flows.experiment_command import experiment, promoted
 from flows.fit_command import fit_verifiers
 from flows.html_report.command import report
 from flows.plan import print_plan
@@ -33,6 +34,7 @@ from flows.terminal import (
     refusing_input,
     set_up_logging,
 )
+from flows.warm_start_command import warm_start
 from forge_core.settings import list_presets, load_config
 
 app = typer.Typer(
@@ -111,6 +113,9 @@ def run(
 
 app.command()(resume)
 app.command()(evaluate)
+app.command()(warm_start)
+app.command()(experiment)
+app.command()(promoted)
 app.command()(round_commands.collect)
 app.command()(round_commands.train_rounds)
 app.command()(replay_commands.replay)

@@ -155,7 +155,7 @@ def _disk_parts(config: RunConfig, shape: ModelShape, roles: frozenset[Role]) ->
     elif config.evaluate_only:
         steps = 0
     else:
-        number = _num_checkpoints(config)
+        number = 1 if config.warm_start_only else _num_checkpoints(config)
         models = 2 if "critic" in roles else 1
         parts[f"{number} checkpoints or more"] = models * number * 12 * shape.num_parameters
     if "generators" in roles:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def launch(
     store = open_store(store_uri)
     run_id = run_id or new_run_id()
     folder, output = open_folder(store, run_id)
-    with _output_to(output, aside=verbose) as (out, err):
+    with output_to(output, aside=verbose) as (out, err):
         # Lines are left whole: paths are there to be copied.
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as workdir:
@@ -76,7 +76,8 @@ def launch(
             console.print(f"run {run_id}: {what}; its files lie in {folder}")
             failure = _run(config, store_uri, run_id, folder, console, workdir, loop)
         if failure is not None:
-            _explain(failure, run_id, store_uri, folder, console)
+            go_on = f"resume {run_id}"
+            explain(failure, f"run {run_id}", go_on, store_uri, folder, console)
         # Deferred, like all that needs Prefect: it is imported once the server has been started.
         from flows.results import result_table
         from storage.summary import run_summary
@@ -147,6 +148,8 @@ def _point_at(store: ObjectStore, run_id: str, summary: dict[str, Any], console:
     if summary["config"].get("collect"):
         parent = summary["config"]["parent_run_id"]
         following = f"forgeflow train-rounds {parent} --store {store.uri}"
+    if summary["config"].get("warm_start_only"):
+        following = f"forgeflow run --from {run_id}@0 --store {store.uri}"
     if summary["config"].get("evaluate_only"):
         following = f"forgeflow episodes {run_id} --store {store.uri}"
     console.print(f"next:        {following}")
@@ -167,49 +170,64 @@ def _run(
 
     async def main() -> None:
         # Deferred: Prefect reads its settings from the environment when it is imported.
-        from flows.collect import collect_round
-        from flows.evaluate import evaluate_checkpoint
+        from flows.chosen import flow_of
         from flows.loop import own_loop
-        from flows.post_train import post_train
+        from tasks.run import relying_on
+
+        with relying_on({} if loop is None else {"loop": reference_to("loop", loop)}):
+            own_loop.set(loop)
+            await flow_of(config)(config, store_uri, run_id)
+
+    return drive(main, run_id, config.steps, folder, console, workdir)
+
+
+def drive(
+    main: Callable[[], Awaitable[None]],
+    run_id: str,
+    steps: int,
+    folder: Path,
+    console: Console,
+    workdir: Path,
+) -> BaseException | None:
+    """Have a flow run to its end, its progress shown and signals heard; what it raised, if anything.
+
+    Args:
+        main: calls the flow.
+        run_id: run whose metrics go to TensorBoard.
+        steps: how many it has in all.
+        folder: the run's local folder.
+        console: where progress is shown.
+        workdir: the surroundings' work folder.
+    """
+
+    async def watched() -> None:
+        # Deferred: Prefect reads its settings from the environment when it is imported.
         from flows.progress import LiveProgress
-        from flows.replay import replay_run
-        from flows.train_rounds import train_collected
-        from tasks.run import listening, relying_on
+        from tasks.run import listening
         from tasks.tensorboard import TensorBoard
 
         task = asyncio.current_task()
         assert task is not None
         with (
-            _signals_end(task),
-            LiveProgress(console, config.steps) as progress,
-            TensorBoard(folder / "tensorboard") as board,
+            signals_end(task),
+            LiveProgress(console, steps) as progress,
+            TensorBoard(folder / "tensorboard", run_id) as board,
             listening(progress, board),
-            relying_on({} if loop is None else {"loop": reference_to("loop", loop)}),
         ):
-            own_loop.set(loop)
-            flow = post_train
-            if config.replay is not None:
-                flow = replay_run
-            elif config.collect is not None:
-                flow = collect_round
-            elif config.evaluate_only:
-                flow = evaluate_checkpoint
-            elif config.train_rounds:
-                flow = train_collected
-            await flow(config, store_uri, run_id)
+            await main()
 
     try:
         # While the server starts, and before the loop: imports take seconds in which the loop would hear no signal.
         preload()
         wait_for_server(workdir)
-        asyncio.run(main())
+        asyncio.run(watched())
     except BaseException as error:  # Prefect's answer to SIGTERM is one of its own
         return error
     return None
 
 
 @contextmanager
-def _signals_end(task: asyncio.Task[None]) -> Iterator[None]:
+def signals_end(task: asyncio.Task[None]) -> Iterator[None]:
     """Have SIGINT and SIGTERM cancel the task, the way out in which every context is left in order.
 
     Who insists on Ctrl-C kills. SIGTERM is not counted: Prefect sends the process the one that it was sent once more.
@@ -239,21 +257,27 @@ def _signals_end(task: asyncio.Task[None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _explain(
-    failure: BaseException, run_id: str, store_uri: str, folder: Path, console: Console
+def explain(
+    failure: BaseException,
+    what: str,
+    go_on: str,
+    store_uri: str,
+    folder: Path,
+    console: Console,
 ) -> None:
+    """Say why something ended early, and by which command it goes on."""
     traceback.print_exception(failure)
     if not isinstance(failure, Exception):
-        console.print(f"run {run_id} was cancelled")
+        console.print(f"{what} was cancelled")
     else:
-        console.print(f"run {run_id} failed: {type(failure).__name__}: {failure}", markup=False)
+        console.print(f"{what} failed: {type(failure).__name__}: {failure}", markup=False)
     console.print(f"details: {folder / 'output.log'}", markup=False)
     if not isinstance(failure, Fenced):
-        console.print(f"go on:   forgeflow resume {run_id} --store {store_uri}", markup=False)
+        console.print(f"go on:   forgeflow {go_on} --store {store_uri}", markup=False)
 
 
 @contextmanager
-def _output_to(path: Path, *, aside: bool) -> Iterator[tuple[IO[str], IO[str]]]:
+def output_to(path: Path, *, aside: bool) -> Iterator[tuple[IO[str], IO[str]]]:
     """Send what this process and its children print to a file; yields the true stdout and stderr.
 
     With `aside`, errors stay on the true stderr. File descriptors are redirected, not `sys.stdout`: the run's

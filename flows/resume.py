@@ -109,6 +109,8 @@ def _nothing_to_do(run_id: str, config: RunConfig, steps: int, waiting: str | No
     if config.evaluate_only:
         weights = f"step {config.parent_step} of run {config.parent_run_id}"
         return f"Run {run_id} is finished: {weights} is evaluated."
+    if config.warm_start_only:
+        return f"Run {run_id} is finished: forgeflow run --from {run_id}@0 trains on from it."
     more = f"forgeflow run --from {run_id}@{steps} --set steps=N trains on from it"
     return f"Run {run_id} is finished: {steps} of {config.steps} steps are trained. {more}."
 
@@ -158,7 +160,8 @@ def config_from(
     stored = read_config(opened, parent)
     kept = find_checkpoint(opened, parent, int(step_text) if step_text else None)
     base = {**stored, "parent_run_id": parent, "parent_step": kept.step, "replay": None}
-    base |= {"train_rounds": False, "collect": None, "evaluate_only": False, **(given or {})}
+    base |= {"train_rounds": False, "collect": None, "evaluate_only": False}
+    base |= {"warm_start_only": False, **(given or {})}
     config = load_config(preset=None, file=file, overrides=overrides, base=base)
     if (config.parent_run_id, config.parent_step) != (parent, kept.step):
         raise ValueError(f"parent_run_id and parent_step follow from {origin!r}: leave them out")

@@ -12,6 +12,7 @@ from typing import Any
 from storage import layout
 from storage.garbage import Limits, read_sound_log
 from storage.objects import ObjectInfo, ObjectNotFound, ObjectStore
+from storage.promotions import promoted_runs
 from storage.rounds import read_claims
 from storage.runs import read_config
 from storage.tombstones import Tombstone, is_deleted, objects_of, stored_runs
@@ -22,10 +23,16 @@ _DAY_SECONDS = 86400
 def deletable(store: ObjectStore, run_id: str, limits: Limits) -> list[ObjectInfo]:
     """Everything that deleting the run removes.
 
-    Raises ValueError if there is no such run, another one was made from it, or it may be going on.
+    Raises ValueError if there is no such run, another one was made from it, it made a promoted checkpoint, or it may
+    be going on.
     """
     if not is_deleted(store, run_id):
         read_config(store, run_id)
+        if (line := promoted_runs(store).get(run_id)) is not None:
+            raise ValueError(
+                f"run {run_id!r} cannot be deleted, for it made the newest promoted checkpoint of line {line}: "
+                "promote another first"
+            )
         heirs = children(store).get(run_id, set())
         if heirs:
             raise ValueError(
@@ -104,10 +111,12 @@ def expired(
 ) -> tuple[list[str], dict[str, set[str]]]:
     """Runs that ended more than so many days ago, children before parents; and those that are kept for children.
 
-    A run with a child that has not expired is kept. Runs with unreadable logs are not looked into.
+    A run with a child that has not expired is kept, and so is one that made a line's newest promoted checkpoint. Runs
+    with unreadable logs are not looked into.
     """
     before = (time.time() if now is None else now) - days * _DAY_SECONDS
     old = {run_id for run_id in stored_runs(store) if _ended_before(store, run_id, before)}
+    old -= promoted_runs(store).keys()
     heirs = children(store)
     order: list[str] = []
     while free := [each for each in sorted(old) if not heirs.get(each, set()) - set(order)]:

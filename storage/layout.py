@@ -255,3 +255,32 @@ def ensemble_key(name: str, version: int) -> str:
 def ensemble_source_key(name: str, sha256: str, file: str) -> str:
     """Where the file of the user's code is kept that one of its verifiers is defined in."""
     return f"{ensemble_folder(name)}source/{sha256[:12]}-{file}"
+
+
+PROMOTIONS = "promotions/"
+"""Folder of the decisions which checkpoints are promoted, by line."""
+
+
+def check_line(line: str) -> None:
+    """Raise ValueError unless a line of promoted checkpoints can have this name."""
+    if not _RUN_ID.fullmatch(line):
+        raise ValueError(
+            f"line {line!r} of promoted checkpoints is not usable: take at most 100 letters, digits, '.', '_' and "
+            "'-', with a letter or digit first"
+        )
+
+
+def promotions_folder(line: str) -> str:
+    check_line(line)
+    return f"{PROMOTIONS}{line}/"
+
+
+def promotion_key(line: str, number: int) -> str:
+    """A decision of a line; they count from 1."""
+    return f"{promotions_folder(line)}{number:06d}.json"
+
+
+def experiment_key(experiment_id: str) -> str:
+    """What an experiment was begun with."""
+    check_run_id(experiment_id)
+    return f"experiments/{experiment_id}.json"

@@ -6,20 +6,13 @@ Nothing is written to the run's own log: an ensemble stands for itself in the st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
-
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import Task
 
 from forge_core.ensembles.stored import FitRequest, ScoredEpisodes, fit_stored, read_scored
 from storage.ensembles import Ensemble, store_ensemble
 from storage.objects import open_store
 from storage.records import Controller
 from tasks.provenance import git_commit, versions
-
-_ATTEMPTS = 3
-_DELAYS_SECONDS = [1.0, 4.0, 16.0]
+from tasks.store_task import store_task
 
 
 async def _read(store: str, request: FitRequest) -> ScoredEpisodes:
@@ -35,29 +28,9 @@ async def _store(store: str, fitted: Ensemble) -> Ensemble:
     return await asyncio.to_thread(store_ensemble, open_store(store), fitted)
 
 
-def _is_transient(_task: object, _task_run: object, state: object) -> bool:
-    """Prefect's question after a failed attempt: a store that failed may mend itself, wrong input does not."""
-    return isinstance(getattr(state, "data", None), OSError)
-
-
-def _task(
-    function: Callable[..., Coroutine[Any, Any, Any]], name: str, *, retries: int = 0
-) -> Task[..., Any]:
-    made: Task[..., Any] = Task(
-        function,
-        name=name,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=retries,
-        retry_delay_seconds=_DELAYS_SECONDS,
-        retry_condition_fn=_is_transient,
-    )
-    return made
-
-
-read_stored_scores = _task(_read, "read-scores", retries=_ATTEMPTS)
+read_stored_scores = store_task(_read, "read-scores")
 """A task that reads the scores that are asked for. Raises ValueError if any is missing."""
-fit_verifiers = _task(_fit, "fit-verifiers")
+fit_verifiers = store_task(_fit, "fit-verifiers", retries=0)
 """A task that fits the ensemble. Raises ValueError if the scores do not do."""
-keep_ensemble = _task(_store, "keep-ensemble", retries=_ATTEMPTS)
+keep_ensemble = store_task(_store, "keep-ensemble")
 """A task that stores it as the next version of its name. Idempotent by what it was fitted on."""

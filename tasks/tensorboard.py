@@ -11,10 +11,12 @@ from storage import facts
 
 
 class TensorBoard(AbstractContextManager["TensorBoard"]):
-    """A listener that writes step metrics, evaluations and parity to event files in a folder."""
+    """A listener that writes one run's step metrics, evaluations and parity to event files in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_id: str) -> None:
         self._folder = folder
+        self._run_id = run_id
+        self._is_told_of_it = True
         self._writer: Any = None
 
     def __enter__(self) -> Self:
@@ -30,7 +32,11 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
             self._writer.close()
 
     def __call__(self, fact: facts.Fact) -> None:
-        """Write what a fact measures."""
+        """Write what a fact measures; not those of another run that the same flow opens."""
+        if isinstance(fact, facts.Started):
+            self._is_told_of_it = fact.run_id == self._run_id
+        if not self._is_told_of_it:
+            return
         if isinstance(fact, facts.Step):
             ages = {} if fact.age_max is None else {"age/max": float(fact.age_max)}
             self._write(fact.step, {**fact.metrics, **ages})

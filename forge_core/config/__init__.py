@@ -63,6 +63,7 @@ __all__ = [
     "GeneratorsConfig",
     "HostsConfig",
     "KLConfig",
+    "Kind",
     "KubernetesConfig",
     "LossName",
     "ModelConfig",
@@ -86,6 +87,10 @@ __all__ = [
     "VerifierConfig",
     "WarmStartConfig",
 ]
+
+
+Kind = Literal["post_train", "warm_start", "replay", "collect", "evaluate", "train_rounds"]
+"""What a run is for."""
 
 
 class RunConfig(Section):
@@ -137,6 +142,8 @@ class RunConfig(Section):
     """A round to collect for another run; given by `forgeflow collect`."""
     evaluate_only: bool = False
     """Answer the held-out prompts with the parent's weights and train nothing; given by `forgeflow evaluate`."""
+    warm_start_only: bool = False
+    """Make the checkpoint of step 0 and no step after it; given by `forgeflow warm-start`."""
     placement: Literal["apart", "colocated"] = "apart"
     """`colocated`: generators and trainer share their devices and take turns, one side asleep while the other works;
     for sync and hybrid."""
@@ -212,9 +219,25 @@ class RunConfig(Section):
         return {field: reference for field, reference in named.items() if reference is not None}
 
     @property
+    def kind(self) -> Kind:
+        """Which flow carries the run out."""
+        chosen = self._chosen_kinds()
+        return chosen[0] if chosen else "post_train"
+
+    def _chosen_kinds(self) -> list[Kind]:
+        kinds: dict[Kind, bool] = {
+            "replay": self.replay is not None,
+            "train_rounds": self.train_rounds,
+            "collect": self.collect is not None,
+            "evaluate": self.evaluate_only,
+            "warm_start": self.warm_start_only,
+        }
+        return [name for name, is_chosen in kinds.items() if is_chosen]
+
+    @property
     def trains(self) -> bool:
-        """Whether the run makes steps, and checkpoints of them."""
-        return self.collect is None and not self.evaluate_only
+        """Whether the run makes steps by post-training."""
+        return self.kind in ("post_train", "replay", "train_rounds")
 
     def scoring_seconds(self, num_episodes: int) -> float:
         """Until so many episodes are scored: each prompt has deadlines of its own, which name what misses them."""
@@ -300,13 +323,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> RunConfig:
-        kinds = {
-            "replay": self.replay is not None,
-            "train_rounds": self.train_rounds,
-            "collect": self.collect is not None,
-            "evaluate_only": self.evaluate_only,
-        }
-        chosen = [name for name, is_chosen in kinds.items() if is_chosen]
+        fields = {"evaluate": "evaluate_only", "warm_start": "warm_start_only"}
+        chosen = [fields.get(kind, kind) for kind in self._chosen_kinds()]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: leave out all but one")
         if self.regime != "hybrid" and (self.train_rounds or self.collect is not None):
@@ -320,6 +338,10 @@ class RunConfig(Section):
         if self.evaluate_only and self.parent_run_id is None:
             raise ValueError(
                 "evaluate_only needs a run whose weights it evaluates: leave it to `forgeflow evaluate`"
+            )
+        if self.warm_start_only and self.parent_run_id is not None:
+            raise ValueError(
+                f"warm_start_only makes weights, and parent_run_id {self.parent_run_id!r} brings some: leave out one"
             )
         return self
 

@@ -123,7 +123,7 @@ def _trainer(config: RunConfig, shape: ModelShape | None) -> Ask:
     if shape:
         # A publish gathers the weights on every rank and packs them.
         resting = memory.PROCESS_BYTES + 2 * memory.published_bytes(shape)
-    if shape and config.trains:
+    if shape and (config.trains or config.warm_start_only):
         # Rank 0 alone writes checkpoints, but of a mesh's processes one asks for as much as the other.
         resting += math.ceil(memory.checkpoint_bytes(shape) / config.trainer.ranks)
     held = sum(memory.trainer_parts(config, shape).values()) if shape and on_cpu else 0

@@ -19,9 +19,10 @@ _TRAINS_ONLY: frozenset[Role] = frozenset({"trainer"})
 def roles_of(config: RunConfig) -> frozenset[Role]:
     """Roles of the meshes that a run of a config opens.
 
-    Nothing generates where all episodes are stored already; reference and critic are there only if asked for.
+    Nothing generates where all episodes are stored already or none are needed; reference and critic are there only if
+    asked for.
     """
-    generates = config.replay is None and not config.train_rounds
+    generates = config.kind in ("post_train", "collect", "evaluate")
     roles = _ALL if generates else _TRAINS_ONLY
     if config.trains and config.algorithm.kl.coefficient > 0:
         roles |= {"reference"}

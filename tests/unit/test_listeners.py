@@ -116,7 +116,7 @@ def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
     folder = tmp_path / "tensorboard"
-    with TensorBoard(folder) as listener:
+    with TensorBoard(folder, "run") as listener:
         for fact in (
             facts.Started(run_id="run", meshes=()),
             published(0, None),
@@ -125,6 +125,9 @@ def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
             published(1, 0.0625),
             step(2, reward=0.375),
             evaluated("final", 2, 0.75, 1.0),
+            # Another run that the same flow opens.
+            facts.Started(run_id="other", meshes=()),
+            evaluated("final", 7, 0.0, 0.0),
         ):
             listener(fact)
     assert read_events(folder) == {
@@ -139,7 +142,7 @@ def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
 
 
 def test_a_run_that_measures_nothing_writes_no_event_files(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path / "tensorboard") as listener:
+    with TensorBoard(tmp_path / "tensorboard", "run") as listener:
         listener(facts.Started(run_id="run", meshes=()))
     assert list(tmp_path.iterdir()) == []
 
