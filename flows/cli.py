@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import machine, maintenance, replay_commands, reports, round_commands
+from flows.doctor import doctor
 from flows.evaluate_command import evaluate
 from flows.experiment_command import experiment, promoted
 from flows.fit_command import fit_verifiers
@@ -128,7 +129,7 @@ app.command()(reports.episodes)
 app.command()(maintenance.gc)
 app.command()(report)
 app.command()(machine.server)
-app.command()(machine.doctor)
+app.command()(doctor)
 
 
 def main() -> None:
