@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from flows.accounting_rows import HEADINGS, accounting_rows
 from flows.liveness import true_status
 from flows.terminal import (
     DEFAULT_STORE,
@@ -77,6 +78,7 @@ def show(
     out = console()
     out.print(_facts(document))
     out.print(_seconds(document))
+    out.print(_accounting(document))
 
 
 def verify(
@@ -197,6 +199,17 @@ def _seconds(document: dict[str, Any]) -> Table:
         for kind, value in kinds.items():
             table.add_row(mesh, kind, f"{value:.1f}")
             mesh = ""
+    return table
+
+
+def _accounting(document: dict[str, Any]) -> Table:
+    """What each stage held and moved."""
+    table = Table(title="Held and moved, over all incarnations", title_justify="left")
+    table.add_column("stage")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in accounting_rows(document):
+        table.add_row(*row)
     return table
 
 

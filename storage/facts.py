@@ -123,6 +123,8 @@ class Committed(Record):
     """Which scores count; 'run' are those of the run's own verifiers."""
     sha256: str | None = None
     """Hex SHA-256 of the commit record; None in logs of version 1."""
+    bytes: NonNegativeInt | None = None
+    """Size of the part in bytes; None in logs of before it was told."""
 
 
 class HandedOver(Record):

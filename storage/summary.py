@@ -7,12 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage import layout
+from storage.accounting import account
 from storage.facts import Interval
 from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
 from storage.overlap import overlap_seconds
 from storage.runs import read_config
+
+ADDED_LATER = frozenset({"accounting"})
+"""What run.json did not have from the first version of this code on: it may lack them."""
 
 
 def run_summary(store: ObjectStore, run_id: str) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def summarize(run_id: str, config: dict[str, Any], ledger: Ledger) -> dict[str, 
         "retries": len(ledger.retries),
         "failures": len(ledger.failures),
         "seconds": _seconds(ledger),
+        "accounting": account(config, ledger),
     }
 
 

@@ -208,6 +208,7 @@ async def commit_scored(run: ActiveRun, round: int, replica: int, part: PartRef)
                 episodes=reply.num_episodes,
                 score_set="run",
                 sha256=hashlib.sha256(run.store.read(reply.commit)).hexdigest(),
+                bytes=reply.part.bytes,
             )
         )
 

@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from flows.accounting_rows import HEADINGS, accounting_rows
 from flows.html_report.charts import charts
 from flows.html_report.data import RunData, read_run
 from flows.result_rows import result_rows
@@ -39,6 +40,7 @@ def render(runs: Sequence[RunData]) -> str:
         runs=[_shown(run) for run in runs],
         outcomes=_side_by_side([result_rows(run.summary) for run in runs]),
         asked=_asked(runs),
+        accounting_headings=HEADINGS,
         charts=[
             {"title": c.title, "html": Markup(c.html), "is_wide": c.is_wide} for c in charts(runs)
         ],
@@ -57,6 +59,7 @@ def _shown(run: RunData) -> dict[str, Any]:
         "dropped": summary["groups"]["dropped"],
         "retries": ledger.retries,
         "failures": ledger.failures,
+        "accounting": accounting_rows(summary),
         "replicas": [ledger.replicas[mesh] for mesh in sorted(ledger.replicas)],
         "samples": run.samples,
         "sources": summary["sources"],

@@ -116,6 +116,10 @@ def _intervals(mesh: str, *intervals: tuple[facts.IntervalKind, float, float]) -
     )
 
 
+def _held(**amounts: float) -> dict[str, float]:
+    return {"device_seconds": 0.0, "core_seconds": 0.0, "bytes": 0, "tokens": 0, **amounts}
+
+
 def _fold(*new: Fact) -> Ledger:
     return Ledger.fold([_entry(0, 0, 1.0, *new)], [_incarnation(0, 0.0, None)])
 
@@ -230,6 +234,18 @@ SUMMARY: dict[str, Any] = {
             "idle": {"lost": 20.0, "unaccounted": 9.75},
             "trainer": {"train": 7.5, "lost": 10.5, "unaccounted": 11.75},
         },
+    },
+    "accounting": {
+        "stages": {
+            "generate": _held(core_seconds=1.25, bytes=3, tokens=340),
+            "startup": _held(core_seconds=1.0),
+            "train": _held(core_seconds=7.5),
+            "wait": _held(core_seconds=8.0),
+            "weights": _held(bytes=30),
+        },
+        "total": _held(core_seconds=17.75, bytes=33, tokens=340),
+        "episodes": 24,
+        "per_episode": _held(core_seconds=17.75 / 24, bytes=33 / 24, tokens=340 / 24),
     },
 }
 
