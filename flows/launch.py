@@ -74,7 +74,7 @@ def launch(
             begun = store.exists(layout.incarnation_key(run_id, 0))
             what = "going on" if begun else "starting"
             console.print(f"run {run_id}: {what}; its files lie in {folder}")
-            failure = _run(config, store_uri, run_id, folder, console, workdir, loop)
+            failure = _run(config, store_uri, run_id, console, workdir, loop)
         if failure is not None:
             go_on = f"resume {run_id}"
             explain(failure, f"run {run_id}", go_on, store_uri, folder, console)
@@ -161,7 +161,6 @@ def _run(
     config: RunConfig,
     store_uri: str,
     run_id: str,
-    folder: Path,
     console: Console,
     workdir: Path,
     loop: LoopFunction | None,
@@ -178,24 +177,17 @@ def _run(
             own_loop.set(loop)
             await flow_of(config)(config, store_uri, run_id)
 
-    return drive(main, run_id, config.steps, folder, console, workdir)
+    return drive(main, config.steps, console, workdir)
 
 
 def drive(
-    main: Callable[[], Awaitable[None]],
-    run_id: str,
-    steps: int,
-    folder: Path,
-    console: Console,
-    workdir: Path,
+    main: Callable[[], Awaitable[None]], steps: int, console: Console, workdir: Path
 ) -> BaseException | None:
     """Have a flow run to its end, its progress shown and signals heard; what it raised, if anything.
 
     Args:
         main: calls the flow.
-        run_id: run whose metrics go to TensorBoard.
-        steps: how many it has in all.
-        folder: the run's local folder.
+        steps: how many the run has in all.
         console: where progress is shown.
         workdir: the surroundings' work folder.
     """
@@ -204,15 +196,13 @@ def drive(
         # Deferred: Prefect reads its settings from the environment when it is imported.
         from flows.progress import LiveProgress
         from tasks.run import listening
-        from tasks.tensorboard import TensorBoard
 
         task = asyncio.current_task()
         assert task is not None
         with (
             signals_end(task),
             LiveProgress(console, steps) as progress,
-            TensorBoard(folder / "tensorboard", run_id) as board,
-            listening(progress, board),
+            listening(progress),
         ):
             await main()
 

@@ -46,7 +46,7 @@ def launch_experiment(
         console = Console(file=err if json_output else out, highlight=False, soft_wrap=True)
         with surroundings() as workdir:
             console.print(f"experiment {experiment_id}: its checkpoint is made by run {candidate}")
-            failure = drive(main, candidate, config.steps, folder, console, workdir)
+            failure = drive(main, config.steps, console, workdir)
         if failure is not None:
             go_on = f"experiment --experiment-id {experiment_id}"
             explain(failure, f"experiment {experiment_id}", go_on, store_uri, folder, console)

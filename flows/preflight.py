@@ -22,7 +22,7 @@ from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.placement.roles import roles_here
 from forge_core.sandbox import SandboxRefused, check_sandbox
-from forge_core.user_code import check_reference
+from forge_core.user_code import check_reference, load_object
 from storage import layout
 from storage.objects import check_writable, open_store
 
@@ -62,6 +62,8 @@ def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
         check_ensemble_reward(config, store_uri)
     for field, reference in config.user_code().items():
         check_reference(field, reference)
+    for sink in config.sinks:
+        _check_sink(sink)
     model = find_model(config)
     check_run_data(config, model)
     environment = load_environment(config.environment, config.seed)
@@ -77,6 +79,17 @@ def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
     if (shape := model_shape(config, model)) is not None:
         _check_tensor_parallel(config, shape)
     return model
+
+
+def _check_sink(name: str) -> None:
+    """Refuse a sink that is not there, or whose packages are not installed: its module is run. Raises ValueError."""
+    if ":" in name:
+        check_reference("sinks", name)
+        load_object("sinks", name)
+    elif name != "tensorboard":
+        raise ValueError(
+            f"sinks {name!r} is none: name tensorboard, or a class of your own as path/file.py:name"
+        )
 
 
 def check_ensemble_reward(config: RunConfig, store_uri: str) -> None:

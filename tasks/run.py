@@ -37,6 +37,7 @@ from storage.workspace import local_folder
 from tasks.interrupts import cancelled_by
 from tasks.provenance import git_commit, versions
 from tasks.recovery import Recovery, guarded
+from tasks.sinks import SinkListener, open_sinks
 from tasks.sources import keep_sources
 from tasks.turns import Turns
 
@@ -221,6 +222,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
         async with (
             cancelled_by(signal.SIGTERM),
             _scratch_folder() as scratch,
+            _told_to_sinks(config, run_id, local_folder(store, run_id)) as sinks,
             open_meshes(config, store_uri, scratch, claimed_at, roles_of(config)) as meshes,
         ):
             run = ActiveRun(
@@ -232,7 +234,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
                 ledger=ledger,
                 meshes=meshes,
                 environment=load_environment(config.environment, config.seed),
-                listeners=_listeners.get(),
+                listeners=(*_listeners.get(), sinks),
                 folder=local_folder(store, run_id),
             )
             if config.placement == "colocated" and {"generators", "trainer"} <= roles_of(config):
@@ -302,6 +304,15 @@ def _tell_end(store: ObjectStore, run_id: str, log: RunLog, error: BaseException
         if ledger.status == "running":
             log.append(facts.End(status=status, reason=f"{type(error).__name__}: {error}"[:2000]))
         write_run_json(store, run_id)
+
+
+@asynccontextmanager
+async def _told_to_sinks(
+    config: RunConfig, run_id: str, folder: Path
+) -> AsyncIterator[SinkListener]:
+    """As `open_sinks`, beside contexts that are asynchronous."""
+    with open_sinks(config, run_id, folder) as sinks:
+        yield sinks
 
 
 @asynccontextmanager

@@ -10,8 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flows.progress import LiveProgress
 from flows.results import result_rows, result_table
+from forge_core.config import RunConfig
 from storage import facts
-from tasks.tensorboard import TensorBoard
+from tasks.sinks import open_sinks
+
+CONFIG = RunConfig()
 
 
 def step(number: int, **metrics: float) -> facts.Step:
@@ -116,7 +119,7 @@ def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
     folder = tmp_path / "tensorboard"
-    with TensorBoard(folder, "run") as listener:
+    with open_sinks(CONFIG, "run", tmp_path) as listener:
         for fact in (
             facts.Started(run_id="run", meshes=()),
             published(0, None),
@@ -125,9 +128,6 @@ def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
             published(1, 0.0625),
             step(2, reward=0.375),
             evaluated("final", 2, 0.75, 1.0),
-            # Another run that the same flow opens.
-            facts.Started(run_id="other", meshes=()),
-            evaluated("final", 7, 0.0, 0.0),
         ):
             listener(fact)
     assert read_events(folder) == {
@@ -142,7 +142,7 @@ def test_event_files_hold_what_the_facts_measure(tmp_path: Path) -> None:
 
 
 def test_a_run_that_measures_nothing_writes_no_event_files(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path / "tensorboard", "run") as listener:
+    with open_sinks(CONFIG, "run", tmp_path) as listener:
         listener(facts.Started(run_id="run", meshes=()))
     assert list(tmp_path.iterdir()) == []
 
