@@ -54,6 +54,11 @@ async def train_step(run: ActiveRun, batch: StepBatch) -> bool:
     other weights than before is recorded as a fork. Raises BoundExceeded if, on-policy, the trainer's logprobs differ
     from the recorded ones, and after too many losses in a row that are not finite.
     """
+    async with run.ending.during_a_step():
+        return await _train_step(run, batch)
+
+
+async def _train_step(run: ActiveRun, batch: StepBatch) -> bool:
     if run.ledger.nonfinite[batch.step] and run.ledger.batches.get(batch.step) != batch.group_ids:
         return False  # given up by an attempt before
     request = await with_estimates(run, train_request(run, batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -34,6 +35,7 @@ from storage.records import Controller, FileRef
 from storage.runs import store_config
 from storage.summary import write_run_json
 from storage.workspace import local_folder
+from tasks.ending import Ending
 from tasks.interrupts import cancelled_by
 from tasks.provenance import git_commit, versions
 from tasks.recovery import Recovery, guarded
@@ -102,6 +104,8 @@ class ActiveRun:
     """What brings meshes back that fail."""
     turns: Turns | None = None
     """Whose turn it is, where generators and trainer are colocated."""
+    ending: Ending = field(default_factory=lambda: Ending(0.0))
+    """Whether a signal has asked it to end, and whether the trainer stands between two steps."""
     scorings_lost: Counter[str] = field(default_factory=Counter)
     """By part, how often the verifier failed while it scored it."""
     replicas_told_at: float = field(default_factory=time.monotonic)
@@ -217,10 +221,11 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
     )
     ledger = Ledger.fold(read_entries(store, run_id), read_incarnations(store, run_id))
     claimed_at = log.incarnation.controller.claimed_at
+    ending = Ending(config.shutdown.grace_seconds)
     try:
         sources = keep_sources(store, run_id, {**config.user_code(), **_more_code.get()})
         async with (
-            cancelled_by(signal.SIGTERM),
+            cancelled_by(signal.SIGTERM, first=ending.let_step_end),
             _scratch_folder() as scratch,
             _told_to_sinks(config, run_id, local_folder(store, run_id)) as sinks,
             open_meshes(config, store_uri, scratch, claimed_at, roles_of(config)) as meshes,
@@ -236,6 +241,7 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
                 environment=load_environment(config.environment, config.seed),
                 listeners=(*_listeners.get(), sinks),
                 folder=local_folder(store, run_id),
+                ending=ending,
             )
             if config.placement == "colocated" and {"generators", "trainer"} <= roles_of(config):
                 # Here, for it is made of the stages that need this module.
@@ -245,8 +251,12 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
             _tell_start(run, mesh_names(config), sources)
             token = _current.set(run)
             try:
-                async with guarded(run):
-                    yield run
+                try:
+                    async with guarded(run):
+                        yield run
+                except asyncio.CancelledError:
+                    await _keep_state(run)
+                    raise
                 await run.drain_intervals()
                 status: facts.Status = "finished" if run.paused is None else "paused"
                 run.append(facts.End(status=status, reason=run.paused))
@@ -258,6 +268,21 @@ async def open_run(config: RunConfig, store_uri: str, run_id: str) -> AsyncItera
         _tell_end(store, run_id, log, error)
         raise
     write_run_json(store, run_id)
+
+
+async def _keep_state(run: ActiveRun) -> None:
+    """After a SIGTERM, keep what was trained since the last checkpoint, as far as the grace allows."""
+    if not run.ending.may_keep_state or not run.config.trains or run.turns is not None:
+        return
+    # Here, for it is made of the stages that need this module.
+    from tasks.checkpoints import keep
+
+    try:
+        async with asyncio.timeout(run.ending.seconds_left):
+            await keep(run, run.ledger.current_step)
+    except Exception as error:
+        # It ends anyway, and what is not kept is trained again.
+        logger.warning("no checkpoint was kept before the end: %s: %s", type(error).__name__, error)
 
 
 def _stored(config: RunConfig, store: ObjectStore, run_id: str) -> RunConfig:

@@ -208,4 +208,5 @@ class ShutdownConfig(Section):
     """How a run ends."""
 
     grace_seconds: float = Field(1.5, ge=0.0)
-    """What a mesh gets to stop by itself before its processes are killed."""
+    """What a mesh gets to stop by itself before its processes are killed. Before that a SIGTERM gives as much to the
+    step under way and to a last checkpoint together."""
