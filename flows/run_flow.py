@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 from prefect.runtime import flow_run
 
-from flows.html_report.page import write_report
-from flows.results import table_artifact
+from flows.artifacts import show_results, shown_progress
+from flows.html_report.data import read_run
+from flows.html_report.page import keep_report
 from flows.s3_block import use_s3_block
 from forge_core.config import RunConfig
 from storage.objects import open_store
@@ -18,7 +19,7 @@ from tasks.checkpoints import checkpoint
 from tasks.collect import known_batches
 from tasks.learn import publish, train
 from tasks.prepare import restore, restore_parent, warm_start
-from tasks.run import ActiveRun, open_run
+from tasks.run import ActiveRun, listening, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def carry_out(
     store_uri: str,
     run_id: str | None,
 ) -> None:
-    """Open the run of the flow that calls, and have its stages done; then store report and table.
+    """Open the run of the flow that calls, and have its stages done; then store report and artifacts.
 
     One that has finished is left as it is. Without a run id it is the flow run's, so that a retry of the flow run goes
     on with it. Raises what opening the run or its stages raise.
@@ -46,14 +47,18 @@ async def carry_out(
     if is_finished(store, run_id):
         logger.info("run %s is finished already", run_id)
         return
-    async with open_run(config, store_uri, run_id) as run:
-        await stages(run)
+    first_step = config.first_step if config.replay is None else 1
+    async with shown_progress(run_id, first_step, config.steps) as progress:
+        with listening(progress):
+            async with open_run(config, store_uri, run_id) as run:
+                await stages(run)
     # The log says how the run stands; what else shows it is a view.
     try:
-        write_report(store, run_id)
-        await table_artifact(store_uri, run_id)
+        told = read_run(store, run_id)
+        keep_report(store, told)
+        await show_results(store, told)
     except Exception as error:
-        logger.warning("report or table artifact were not stored: %s", error)
+        logger.warning("report or artifacts were not stored: %s", error)
 
 
 async def begin(run: ActiveRun) -> None:

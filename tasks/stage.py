@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,6 +19,7 @@ from forge_core.mesh import MeshCall
 from storage import facts
 from tasks.recovery import Held
 from tasks.run import current
+from tasks.stage_names import task_run_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,6 +110,7 @@ def stage_of(
                 )
             raise
 
+    signature = inspect.signature(function)
     # Without tags: for a task that has any, Prefect asks its server for a concurrency slot, which can take seconds.
     prefect_task: Any = Task(
         body,
@@ -122,7 +125,9 @@ def stage_of(
         budget = _Budget(held())
         token = _budget.set(budget)
         try:
+            arguments = signature.bind(*args, **kwargs).arguments
             configured = prefect_task.with_options(
+                task_run_name=task_run_name(name, arguments),
                 retries=budget.most,
                 retry_delay_seconds=budget.delays(),
             )

@@ -25,8 +25,13 @@ def write_report(store: ObjectStore, run_id: str) -> str:
 
     Raises ValueError if the run does not exist or its log is unreadable.
     """
-    key = layout.report_key(run_id)
-    store.replace(key, render([read_run(store, run_id)]).encode())
+    return keep_report(store, read_run(store, run_id))
+
+
+def keep_report(store: ObjectStore, run: RunData) -> str:
+    """As `write_report`, of a run that is read already."""
+    key = layout.report_key(run.run_id)
+    store.replace(key, render([run]).encode())
     return key
 
 

@@ -87,6 +87,14 @@ def told_of_flow_run(api: str, name: str) -> str:
     return json.dumps([flow, parts])
 
 
+def artifacts(api: str, flow_run_name: str) -> dict[str, str]:
+    """The newest content of each artifact of a flow run, as text, by its key."""
+    (flow,) = _post(f"{api}/flow_runs/filter", {"flow_runs": {"name": {"any_": [flow_run_name]}}})
+    query = {"artifacts": {"flow_run_id": {"any_": [flow["id"]]}}, "sort": "CREATED_DESC"}
+    found = _post(f"{api}/artifacts/filter", query)
+    return {each["key"]: str(each["data"]) for each in reversed(found)}
+
+
 def task_runs(api: str, flow_run_name: str, *, at_least: int) -> list[dict[str, Any]]:
     """A flow run's task runs, once the server has digested the events of `at_least` of them, or after a while."""
     flows = _post(f"{api}/flow_runs/filter", {"flow_runs": {"name": {"any_": [flow_run_name]}}})

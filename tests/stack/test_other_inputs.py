@@ -26,7 +26,7 @@ def test_stages_that_fail_once_are_retried(faulty_llama: Finished, prefect_serve
     assert all("planted" in fact["cause"] and fact["seconds"] > 0 for fact in retries)
     assert faulty_llama.summary["retries"] == 4
     runs = task_runs(prefect_server, faulty_llama.run_id, at_least=5 * 3 + 7)
-    twice = Counter(run["name"].rsplit("-", 1)[0] for run in runs if run["run_count"] == 2)
+    twice = Counter(run["name"].split()[0] for run in runs if run["run_count"] == 2)
     assert twice == {"generate": 1, "score": 1, "buffer": 1, "train": 1}
     assert [fact["step"] for fact in faulty_llama.facts("step")] == [1, 2, 3]
     drawn = [draw["group_id"] for draw in _draws(faulty_llama)]

@@ -90,17 +90,17 @@ def test_async_has_one_task_per_stage_and_segment(async_run: Finished, prefect_s
     retried = Counter(fact["stage"] for fact in async_run.facts("retry"))
     assert retried == {"generate": 1, "score": 1, "buffer": 1, "train": 1}
     runs = task_runs(prefect_server, async_run.run_id, at_least=3 * 4 + 6)
-    names = Counter(run["name"].rsplit("-", 1)[0] for run in runs)
+    names = Counter(run["name"].split()[0] for run in runs)
     assert {name: names[name] for name in ("generate", "score", "buffer", "train")} == {
         "generate": 3, "score": 3, "buffer": 3, "train": 3,
     }  # fmt: skip
-    twice = Counter(run["name"].rsplit("-", 1)[0] for run in runs if run["run_count"] == 2)
+    twice = Counter(run["name"].split()[0] for run in runs if run["run_count"] == 2)
     assert twice == {"generate": 1, "score": 1, "buffer": 1, "train": 1}
 
 
 def test_hybrid_has_one_task_per_stage_and_round(hybrid_run: Finished, prefect_server: str) -> None:
     runs = task_runs(prefect_server, hybrid_run.run_id, at_least=3 * 4 + 8)
-    names = Counter(run["name"].rsplit("-", 1)[0] for run in runs)
+    names = Counter(run["name"].split()[0] for run in runs)
     assert {name: names[name] for name in ("generate", "score", "buffer", "train")} == {
         "generate": 3, "score": 3, "buffer": 3, "train": 3,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow.parquet as pq
-from harness import QUIET_ENGINE, Finished, command, task_runs
+from harness import QUIET_ENGINE, Finished, artifacts, command, task_runs
 
 KEYS = {
     "run_id": None,
@@ -152,12 +152,25 @@ def test_episodes_can_be_read(tiny_run: Finished) -> None:
 def test_stages_are_task_runs_of_their_own(tiny_run: Finished, prefect_server: str) -> None:
     steps = tiny_run.summary["steps"]
     runs = task_runs(prefect_server, tiny_run.run_id, at_least=5 * steps + 7)
-    names = Counter(run["name"].rsplit("-", 1)[0] for run in runs)
+    names = Counter(run["name"].split()[0] for run in runs)
     per_step = {stage: names[stage] for stage in ("generate", "score", "buffer", "train")}
     assert per_step == dict.fromkeys(per_step, steps)
     assert names["publish"] == steps + 1
     assert names["evaluate"] == 2
     assert all(run["run_count"] == 1 for run in runs)
+
+
+def test_pages_of_prefect_show_what_came_of_it(tiny_run: Finished, prefect_server: str) -> None:
+    shown = artifacts(prefect_server, tiny_run.run_id)
+    assert shown.keys() == {
+        f"forgeflow-{what}"
+        for what in ("progress", "results", "samples", "time", "accounting", "report")
+    }
+    assert float(shown["forgeflow-progress"]) == 100.0
+    assert "score, sampled" in shown["forgeflow-results"]
+    assert (tiny_run.folder / "report.html").as_uri() in shown["forgeflow-report"]
+    names = {run["name"] for run in task_runs(prefect_server, tiny_run.run_id, at_least=9)}
+    assert {"train step 1", "publish version 0", "evaluate final, version 40"} <= names
 
 
 def test_the_checkpoint_is_a_hugging_face_model(tiny_run: Finished) -> None:
