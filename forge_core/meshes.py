@@ -153,6 +153,7 @@ async def open_meshes(
                 config.shutdown.grace_seconds,
                 config.timeouts.startup_seconds,
                 machines.meshes,
+                config.log_level,
             )
             meshes = _declare(owned, config, store_uri, machines.folder or workdir, roles)
             async with _opened(meshes, owned, started_at):

@@ -17,6 +17,8 @@ from forge_core.process_environment import MONARCH_ENVIRONMENT
 from forge_core.services.fault_hook import handle_faults_of
 
 logger = logging.getLogger(__name__)
+told = logging.getLogger(f"{__name__}.told")
+"""Logs what the processes of meshes have logged, from the level that their config says."""
 
 Environment = Callable[[Slot], dict[str, str]]
 """Variables of a process of a mesh, by what it was granted."""
@@ -53,14 +55,17 @@ class ProcessMesh:
         *,
         startup_seconds: float,
         host: Any = None,
+        log_level: str = "warning",
     ) -> ProcessMesh:
         """Spawn a process in each slot of a Monarch host mesh, this machine unless given, and wait until each has told
         who it is. Raises TimeoutError if that takes longer than `startup_seconds`; what was spawned is then stopped."""
         from monarch.actor import default_bootstrap_cmd, this_host
 
         from forge_core.actors.process import ProcessInfo
+        from forge_core.actors.told_logs import LEVEL_VARIABLE
         from forge_core.services.evidence import this_machine
 
+        told.setLevel(log_level.upper())
         # Whoever has the mesh watches it.
         handle_faults_of(name, f"{name}-process")
         command = default_bootstrap_cmd()
@@ -69,7 +74,8 @@ class ProcessMesh:
 
         def bootstrap(point: Any) -> Any:
             own = environment(slots[point["procs"]])
-            return command.with_env({**inherited, **own, MESH_VARIABLE: name})
+            named = {MESH_VARIABLE: name, LEVEL_VARIABLE: log_level}
+            return command.with_env({**inherited, **own, **named})
 
         mesh = (this_host() if host is None else host).spawn_procs(
             per_host={"procs": len(slots)},
@@ -95,9 +101,14 @@ class ProcessMesh:
         )
 
     async def beat(self, rank: int) -> None:
-        """Return once the process has answered a heartbeat. Raises RuntimeError if it is known to be dead."""
+        """Return once the process has answered a heartbeat, and log what it has logged since the last one.
+
+        Raises RuntimeError if it is known to be dead.
+        """
         async with asyncio.timeout(HEARTBEAT_SECONDS):
-            await self.heartbeats[rank].beat.call_one()
+            lines = await self.heartbeats[rank].beat.call_one()
+        for line in lines:
+            told.log(line.level, "%s rank %d: %s: %s", self.name, rank, line.logger, line.message)
 
     async def stop(self, grace_seconds: float) -> None:
         """Ask, wait out the grace, kill; then let Monarch note it. Whatever state the processes are in."""
@@ -139,12 +150,14 @@ class Processes:
         grace_seconds: float,
         startup_seconds: float,
         hosts: Mapping[str, Any] | None = None,
+        log_level: str = "warning",
     ) -> None:
         """`hosts` has the Monarch mesh of each host but this machine, by name."""
         self._plan = plan
         self._hosts = hosts or {}
         self._grace_seconds = grace_seconds
         self._startup_seconds = startup_seconds
+        self._log_level = log_level
         self._meshes: dict[str, ProcessMesh] = {}
 
     def grant(self, name: str) -> Grant:
@@ -160,6 +173,7 @@ class Processes:
             environment,
             startup_seconds=self._startup_seconds,
             host=self._hosts.get(grant.host),
+            log_level=self._log_level,
         )
         self._meshes[name] = mesh
         return mesh.mesh

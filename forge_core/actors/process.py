@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from monarch.actor import Actor, endpoint
 
+from forge_core.actors.told_logs import LogLine, ToldLogs
 from forge_core.services.evidence import this_machine
 
 
@@ -23,6 +24,9 @@ class ProcessIdentity:
 class ProcessInfo(Actor):
     """A second actor of the process, with a thread of its own: it answers while the first one works."""
 
+    def __init__(self) -> None:
+        self._logs = ToldLogs.install()
+
     @endpoint
     async def pid(self) -> int:
         """Process id on its host."""
@@ -34,5 +38,9 @@ class ProcessInfo(Actor):
         return ProcessIdentity(os.getpid(), this_machine())
 
     @endpoint
-    async def beat(self) -> None:
-        """A heartbeat: that it is answered says everything."""
+    async def beat(self) -> tuple[LogLine, ...]:
+        """A heartbeat: that it is answered says that the process lives.
+
+        It brings what was logged since the one before.
+        """
+        return self._logs.drain()

@@ -131,6 +131,8 @@ class RunConfig(Section):
     """A function of your own that makes an episode: `async (policy, prompt_text, *, seed) -> Episode`."""
     sinks: list[str] = Field(["tensorboard"])
     """Where metrics go besides the log and the report: `tensorboard`, or classes of your own as `FILE.py:NAME`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """Least severe messages of the run's processes that its controller logs, with the mesh and rank they are from."""
     parent_run_id: str | None = None
     """Run from one of whose checkpoints this one goes on, in the same store; given by `--from RUN@STEP`."""
     parent_step: int | None = Field(None, ge=0)
