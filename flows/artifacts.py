@@ -62,6 +62,9 @@ class Progress:
             done = 100.0 * (fact.step - self._before) / self._number
             self.percent = min(100.0, max(self.percent, done))
             self.changed.set()
+        elif isinstance(fact, facts.End) and fact.status == "finished":
+            # What it was for may have been no step.
+            self.percent = 100.0
 
 
 @asynccontextmanager

@@ -72,7 +72,9 @@ def test_progress_counts_from_where_a_fork_begins_and_never_goes_back() -> None:
         progress(stepped(step))
         told.append(progress.percent)
     assert told == [25.0, 75.0, 75.0, 100.0]
-    assert Progress(first_step=1, steps=0).percent == 0.0
+    without_steps = Progress(first_step=1, steps=0)
+    without_steps(facts.End(status="finished", reason=None))
+    assert without_steps.percent == 100.0
 
 
 def test_shares_are_of_the_time_in_which_the_run_was_held() -> None:
