@@ -102,6 +102,9 @@ class _Audit:
         if (fact.group_ids, fact.episodes) != (is_so.group_ids, is_so.rows):
             sentence = f"the log has other groups or episodes in {fact.commit} than its part has"
             yield Problem("commit", fact.commit, sentence)
+        if fact.bytes not in (None, commit.part.bytes):
+            sentence = f"the log says {fact.bytes} bytes of {fact.commit}, whose part has {commit.part.bytes}"
+            yield Problem("commit", fact.commit, sentence)
         if fact.score_set != layout.RUN_SCORES:
             sentence = f"{fact.commit} was committed with scores {fact.score_set!r}, not the run's"
             yield Problem("commit", fact.commit, sentence)

@@ -155,6 +155,7 @@ def committed(number: int, commit: Commit) -> facts.Committed:
         group_ids=commit.group_ids,
         episodes=commit.rows,
         score_set="run",
+        bytes=commit.part.bytes,
     )
 
 

@@ -204,6 +204,11 @@ def test_a_group_that_is_generated_again_after_its_commit_is_found(run: MadeRun)
 # Evaluations, checkpoints and the rest
 
 
+def test_a_part_of_another_size_than_was_logged_is_found(run: MadeRun) -> None:
+    run.edit_fact("committed", 0, bytes=1)
+    assert "the log says 1 bytes of" in run.told("commit")
+
+
 def test_a_wrong_score_of_an_evaluation_is_found(run: MadeRun) -> None:
     run.evaluate("final", 2, greedy=0.9)
     assert "as 0.9 greedy; its episodes give 1.05" in run.told("evaluation")
