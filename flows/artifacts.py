@@ -142,12 +142,13 @@ async def show_results(store: ObjectStore, run: RunData) -> None:
 
 
 def time_shares(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """By mesh, the share of the time in which somebody held the run that it spent on each kind of thing."""
+    """Row by row, what a mesh did, and its share of the time in which somebody held the run."""
     seconds = summary["seconds"]
     up = max(seconds["total"] - seconds["down"], 1e-9)
     return [
-        {"mesh": mesh, **{kind: f"{value / up:.1%}" for kind, value in kinds.items()}}
+        {"mesh": mesh, "doing": kind, "seconds": f"{value:.1f}", "share": f"{value / up:.1%}"}
         for mesh, kinds in seconds["meshes"].items()
+        for kind, value in kinds.items()
     ]
 
 

@@ -84,7 +84,8 @@ def test_shares_are_of_the_time_in_which_the_run_was_held() -> None:
         "meshes": {"trainer": {"train": 7.5, "unaccounted": 0.0}},
     }
     assert time_shares({"seconds": seconds}) == [
-        {"mesh": "trainer", "train": "75.0%", "unaccounted": "0.0%"}
+        {"mesh": "trainer", "doing": "train", "seconds": "7.5", "share": "75.0%"},
+        {"mesh": "trainer", "doing": "unaccounted", "seconds": "0.0", "share": "0.0%"},
     ]
 
 
