@@ -2,9 +2,9 @@
 
 warm start ─▶ post-train ─▶ evaluate ─▶ evaluate what was promoted last ─▶ compare ─▶ promote or not, with the reason
 └──────── run <id>-candidate ────────┘  └─ run <id>-against-<number> ───┘
-"""
 
-from __future__ import annotations
+Annotations are evaluated: Prefect pickles a flow that it serves, and then reads its parameters from them.
+"""
 
 import asyncio
 

@@ -1,6 +1,7 @@
-"""A warm start as a flow: supervised training alone, whose checkpoint of step 0 other runs go on from."""
+"""A warm start as a flow: supervised training alone, whose checkpoint of step 0 other runs go on from.
 
-from __future__ import annotations
+Annotations are evaluated: Prefect pickles a flow that it serves, and then reads its parameters from them.
+"""
 
 from prefect import flow
 
