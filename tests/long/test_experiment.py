@@ -17,6 +17,7 @@ from storage.objects import LocalStore
 from storage.promotions import read_decisions
 from storage.resume import read_ledger
 
+pytestmark = pytest.mark.timeout(900)
 CHOSEN = ("--set", "steps=2", "--set", "evaluation.num_prompts=8")
 SECONDS = 200
 

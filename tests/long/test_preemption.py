@@ -15,6 +15,7 @@ from benchmarks.kill_matrix import SMALL
 from storage.objects import LocalStore
 from storage.resume import read_ledger
 
+pytestmark = pytest.mark.timeout(900)
 GRACE_SECONDS = 60
 SECONDS = 200
 
