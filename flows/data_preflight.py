@@ -12,7 +12,8 @@ from forge_core.data_checks.columns import Columns
 from forge_core.data_checks.findings import DataReport
 from forge_core.data_checks.report import check_dataset
 from forge_core.data_checks.tokens import Limits
-from forge_core.environments.question_answer import NAME
+from forge_core.environments.question_answer import NAME, Questions
+from forge_core.environments.question_files import PATH
 from forge_core.environments.template import render
 
 logger = logging.getLogger(__name__)
@@ -21,31 +22,21 @@ logger = logging.getLogger(__name__)
 def check_run_data(config: RunConfig, model: ModelDirectory | None) -> None:
     """Refuse a run whose files of questions or of supervised examples would ruin it, and log what else was found.
 
-    What the files lack altogether, a name or a suffix, is left to those who read them. Raises ValueError.
+    A file of examples that is not there is left to those who read it. Raises ValueError.
     """
-    params = config.environment.params
-    path = params.get("path")
-    if (
-        config.environment.name == NAME
-        and isinstance(path, str)
-        and Path(path).expanduser().is_file()
-    ):
-        columns = Columns(
-            **{
-                key: params[key]
-                for key in ("question", "answer")
-                if isinstance(params.get(key), str)
-            }
-        )
+    if config.environment.name == NAME:
+        questions = Questions.of(config.environment.params)
+        splits = questions.splits()
         template = config.environment.prompt_template
         report = check_dataset(
-            path,
-            columns=columns,
+            questions.path,
+            columns=Columns(question=questions.question, answer=questions.answer),
             test_fraction=config.environment.test_fraction,
             limits=_limits(config, model, is_sampled=True),
             rendered=partial(render, "prompt_template", template, metadata={}),
+            only=() if splits is None else splits.used,
         )
-        _tell("environment.params.path", path, report)
+        _tell(PATH, questions.path, report)
     data = config.warm_start.data
     if data is not None and Path(data).expanduser().exists():
         report = check_dataset(
@@ -53,7 +44,7 @@ def check_run_data(config: RunConfig, model: ModelDirectory | None) -> None:
             test_fraction=0.0,
             limits=_limits(config, model, is_sampled=False),
             needs_test=False,
-            only=config.warm_start.split,
+            only=(config.warm_start.split,),
         )
         _tell("warm_start.data", data, report)
 

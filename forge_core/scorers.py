@@ -14,6 +14,7 @@ from forge_core.ensembles.posterior import used_verifiers
 from forge_core.ensembles.reference import find_ensemble, is_ensemble
 from forge_core.ensembles.reward import check_source
 from forge_core.environments import load_environment
+from forge_core.registration import VERIFIERS, registered
 from forge_core.settings import stored_config
 from forge_core.user_code import check_reference
 from storage import layout
@@ -42,9 +43,10 @@ class Scorer:
 def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scorer:
     """The scorer that `verifier` names.
 
-    That is `environment`, a task by its name, `path/file.py:name` or `module:name` of an environment's class or of
-    a reward function, or `ensemble:NAME@VERSION` of an ensemble in the store. An environment that is not the run's own
-    has its default parameters. Raises ValueError if there is none, or the file of an ensemble's verifier has changed.
+    That is `environment`, a task by its name, `path/file.py:name`, `module:name` or the registered name of an
+    environment's class or of a reward function, or `ensemble:NAME@VERSION` of an ensemble in the store. An environment
+    that is not the run's own has its default parameters. Raises ValueError if there is none, or the file of an
+    ensemble's verifier has changed.
     """
     own = config.environment
     if is_ensemble(verifier):
@@ -57,6 +59,8 @@ def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scor
         )
     if verifier == ENVIRONMENT:
         verifier = own.name
+    elif ":" not in verifier and verifier != own.name:
+        verifier = registered(_FIELD, VERIFIERS, verifier) or verifier
     source = check_reference(_FIELD, verifier) if ":" in verifier else None
     name = verifier.rpartition(":")[2]
     if source is not None and not _defines_class(source, name):

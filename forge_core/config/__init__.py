@@ -44,6 +44,7 @@ from forge_core.config.machinery import (
 from forge_core.config.model import HUB_PREFIX, ModelConfig, ModelShape, TinyModelConfig
 from forge_core.config.verifiers import ScoringConfig, VerifierConfig, check_verifiers
 from forge_core.regime import Regime, check_bounds, with_defaults
+from forge_core.registration import VERIFIERS, environment_class, resolved
 
 __all__ = [
     "ENSEMBLE_PREFIX",
@@ -119,8 +120,9 @@ class RunConfig(Section):
     """Steps that async runs within one task of each stage."""
     reward: str | None = None
     """A function of your own that scores in the environment's stead, with TRL's signature
-    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name` or `module:name`; or an ensemble of
-    verifiers that `forgeflow fit-verifiers` has fitted, as `ensemble:NAME@VERSION`."""
+    `(prompts, completions, **columns) -> list[float]`, as `path/file.py:name`, `module:name` or the name that an
+    installed package has registered it by; or an ensemble of verifiers that `forgeflow fit-verifiers` has fitted, as
+    `ensemble:NAME@VERSION`."""
     verifiers: dict[str, VerifierConfig] = Field(default_factory=dict)
     """By a name of yours, what scores instead: each has a `kind`, its `params`, a `weight` or `weights` over time, and
     may be a `gate`. Gates are asked first, in the order of their names."""
@@ -204,18 +206,22 @@ class RunConfig(Section):
         return (self.parent_step or 0) + 1
 
     def user_code(self) -> dict[str, str]:
-        """References to code of the user's, by the field that names them.
+        """References to code of the user's, by the field that names them; registered names are looked up.
 
-        That of an ensemble's verifiers is named by the ensemble.
+        That of an ensemble's verifiers is named by the ensemble. Raises ValueError for a name that is not registered.
         """
         is_ensemble = self.reward is not None and self.reward.startswith(ENSEMBLE_PREFIX)
         named = {
-            "environment.name": self.environment.name if ":" in self.environment.name else None,
-            "reward": None if is_ensemble else self.reward,
+            "environment.name": environment_class("environment.name", self.environment.name),
+            "reward": None
+            if is_ensemble or self.reward is None
+            else resolved("reward", VERIFIERS, self.reward),
             "loss": self.loss,
             "generate_episode": self.generate_episode,
             **{
-                f"verifiers.{name}.params.reference": str(each.params["reference"])
+                f"verifiers.{name}.params.reference": resolved(
+                    f"verifiers.{name}.params.reference", VERIFIERS, str(each.params["reference"])
+                )
                 for name, each in self.verifiers.items()
                 if each.kind == "function"
             },

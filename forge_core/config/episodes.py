@@ -17,10 +17,11 @@ class EnvironmentConfig(Section):
 
     name: str = "number_sorting"
     """A reasoning-gym task by its name, `question_answer` for a file of questions and answers, or a class of your own
-    as `path/file.py:name` or `module:name`."""
+    as `path/file.py:name`, `module:name` or the name that an installed package has registered it by."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the task, as reasoning-gym names them (all but `seed` and `size`); of `question_answer`: `path` of
-    a .jsonl, .csv or .parquet file, and its columns `question` and `answer` if they have other names."""
+    a .jsonl, .csv, .parquet or .arrow file or of a folder of them, its columns `question` and `answer` if they have
+    other names, and `split` and `test_split` of a dataset with splits."""
     prompt_template: str | None = None
     """Python format string over `question`, `metadata` and the metadata's fields, where a list with a format spec is
     joined by it (`{numbers:, }`); none: the question as it is."""

@@ -108,7 +108,7 @@ class FunctionParams(Section):
     """Which function."""
 
     reference: str
-    """A function with TRL's signature, as `path/file.py:name` or `module:name`."""
+    """A function with TRL's signature, as `path/file.py:name`, `module:name` or by its registered name."""
 
 
 PARAMS: dict[str, type[Section]] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 from forge_core.data_checks.balance import check_balance, check_splits
 from forge_core.data_checks.columns import Columns, read_columns
@@ -20,7 +21,7 @@ def check_dataset(
     limits: Limits | None = None,
     rendered: Callable[[str], str] = str,
     needs_test: bool = True,
-    only: str | None = None,
+    only: Sequence[str] = (),
 ) -> DataReport:
     """Check a file or folder of rows.
 
@@ -31,16 +32,19 @@ def check_dataset(
         limits: what rows must fit into; lengths in tokens are not checked if not given.
         rendered: makes the prompt of a question.
         needs_test: whether rows must be held out.
-        only: the one split that counts, where files are named after splits.
+        only: the splits that count, where files are named after splits; all unless given. Of one alone a share is held
+            out by hash, if rows must be.
 
     Raises ValueError if there is no such file.
     """
     report = DataReport()
-    rows = [row for row in read_raw(path, report) if only is None or row.split in (None, only)]
+    rows = [row for row in read_raw(path, report) if not only or row.split in (None, *only)]
+    named = {split for split in named_splits(path) if not only or split in only}
+    if needs_test and len(only) == 1:
+        rows, named = [dataclasses.replace(row, split=None) for row in rows], set()
     examples = read_columns(
         rows, columns or Columns(), report, test_fraction=test_fraction, rendered=rendered
     )
-    named = {split for split in named_splits(path) if only in (None, split)}
     check_splits(examples, named, report, path=path, needs_test=needs_test)
     check_duplicates(examples, report)
     check_balance(examples, report)

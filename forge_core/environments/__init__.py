@@ -1,7 +1,7 @@
 """Environments: where prompts come from and how responses are scored.
 
 `load_environment` resolves `environment.name`: a reasoning-gym task, `question_answer` for a file of questions, or
-a class of the user's.
+a class of the user's, by its reference or by the name that an installed package has registered it by.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from forge_core.config import EnvironmentConfig
 from forge_core.environments import question_answer
 from forge_core.environments.base import Environment, Prompt
+from forge_core.registration import ENVIRONMENTS, environment_class
 from forge_core.user_code import load_object
 
 __all__ = ["Environment", "Prompt", "load_environment"]
@@ -19,14 +20,17 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
 
     Raises ValueError if the name does not resolve or the parameters or template are not accepted.
     """
-    if config.name == question_answer.NAME:
-        return question_answer.QuestionAnswerEnvironment(config, seed)
-    if ":" not in config.name:
+    reference = environment_class("environment.name", config.name)
+    if reference is None:
+        if config.name == question_answer.NAME:
+            return question_answer.QuestionAnswerEnvironment(config, seed)
         # Deferred: reasoning-gym takes about a second to import.
         from forge_core.environments.reasoning_gym import ReasoningGymEnvironment
 
         return ReasoningGymEnvironment(config, seed)
-    factory = load_object("environment.name", config.name)
+    if ":" not in config.name:
+        _check_free(config.name, reference)
+    factory = load_object("environment.name", reference)
     try:
         environment = factory(config, seed)
     except TypeError as error:
@@ -39,3 +43,15 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
             "test_prompts() and score()"
         )
     return environment
+
+
+def _check_free(name: str, reference: str) -> None:
+    """Refuse a registered name that something else has as well: which is meant nobody could tell."""
+    # Deferred, as above.
+    from reasoning_gym.factory import DATASETS
+
+    if name == question_answer.NAME or name in DATASETS:
+        raise ValueError(
+            f"environment.name {name!r} is built in, and an installed package has registered {reference} by it in "
+            f"{ENVIRONMENTS}: write {reference!r} if you mean that one, or take the package away"
+        )

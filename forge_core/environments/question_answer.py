@@ -1,4 +1,4 @@
-"""Questions with reference answers from a file of the user's, scored by their final number or text (GSM8K's form).
+"""Questions with reference answers from a file or folder, scored by their final number or text (GSM8K's form).
 
 A reference answer ends in its result: what follows the last `####`, or all of it where there is none. A response
 is right if its own result is the same: what follows its last `####`, or stands in its last `\\boxed{}`, or is its
@@ -10,46 +10,83 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from forge_core.config import EnvironmentConfig
 from forge_core.environments import base
+from forge_core.environments.question_files import PATH, Splits, find_splits, read_questions
 from forge_core.environments.template import render
 
 NAME = "question_answer"
-_PARAMS = {"path": None, "question": "question", "answer": "answer"}
-"""Parameters and their defaults: the file, and which of its columns hold questions and answers."""
 _MARK = "####"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """Where questions and answers stand: `environment.params`, checked."""
+
+    path: str
+    """The file or folder."""
+    question: str = "question"
+    """Column of questions."""
+    answer: str = "answer"
+    """Column of reference answers."""
+    split: str = "train"
+    """Split that is trained on, where files are named after splits."""
+    test_split: str | None = None
+    """Split that is held out; None: `test` if there is one, a share by hash otherwise."""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Questions:
+        """As parameters say. Raises ValueError for others, and where no path is given or nothing lies there."""
+        names = cls.__dataclass_fields__
+        for name, value in params.items():
+            if name not in names:
+                raise ValueError(
+                    f"environment.params.{name} = {value!r}: {NAME} takes {', '.join(names)}"
+                )
+            if not isinstance(value, str):
+                raise ValueError(f"environment.params.{name} = {value!r} is no text: write a name")
+        if "path" not in params:
+            raise ValueError(
+                f"{PATH} is not given: name a .jsonl, .csv, .parquet or .arrow file, or a folder, for {NAME}"
+            )
+        made = cls(**params)
+        if not Path(made.path).expanduser().exists():
+            raise ValueError(
+                f"{PATH} {made.path!r} is no file and no folder: name one that is there"
+            )
+        return made
+
+    def splits(self) -> Splits | None:
+        """The dataset's own splits, if its files are named after some. Raises ValueError if it has not those named."""
+        return find_splits(self.path, self.split, self.test_split)
+
+
 class QuestionAnswerEnvironment:
-    """A JSON-lines, CSV or Parquet file. Each pass over the training questions has an order of its own."""
+    """A file or folder of rows. Each pass over the training questions has an order of its own."""
 
     def __init__(self, config: EnvironmentConfig, seed: int) -> None:
-        for name in config.params:
-            if name not in _PARAMS:
-                raise ValueError(
-                    f"environment.params.{name} = {config.params[name]!r}: {NAME} takes {', '.join(_PARAMS)}"
-                )
-        params = {**_PARAMS, **config.params}
-        if not isinstance(params["path"], str):
-            raise ValueError(
-                f"environment.params.path is not given: name a .jsonl, .csv or .parquet file for {NAME}"
-            )
+        questions = Questions.of(config.params)
         self._config = config
         self._seed = seed
-        prompts = [
-            self._prompt(index, row[params["question"]], row[params["answer"]])
-            for index, row in enumerate(_read(params))
-        ]
-        is_test = [base.is_held_out(prompt.text, config.test_fraction) for prompt in prompts]
-        self._train = [p for p, held_out in zip(prompts, is_test, strict=True) if not held_out]
-        test = [p for p, held_out in zip(prompts, is_test, strict=True) if held_out]
-        self._test = list({prompt.text: prompt for prompt in test}.values())
+        train, test = read_questions(
+            questions.path, questions.question, questions.answer, questions.splits()
+        )
+        prompts = [self._prompt(i, *each) for i, each in enumerate(train)]
+        if test is None:
+            held_out = [p for p in prompts if base.is_held_out(p.text, config.test_fraction)]
+        else:
+            held_out = [self._prompt(i, *each) for i, each in enumerate(test)]
+        self._test = list({prompt.text: prompt for prompt in held_out}.values())
+        texts = {prompt.text for prompt in self._test}
+        self._train = [prompt for prompt in prompts if prompt.text not in texts]
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     @property
@@ -96,45 +133,6 @@ class QuestionAnswerEnvironment:
             environment=NAME,
             metadata={"question": question},
         )
-
-
-def _read(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """The file's rows. Raises ValueError that names what is wrong with it."""
-    # Deferred: only this environment needs them, and they take a while.
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    path = Path(params["path"]).expanduser()
-    readers = {
-        ".jsonl": pyarrow.json.read_json,
-        ".json": pyarrow.json.read_json,
-        ".csv": functools.partial(
-            pyarrow.csv.read_csv,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        ),
-        ".parquet": functools.partial(pyarrow.parquet.read_table, use_threads=False),
-    }
-    if path.suffix not in readers or not path.is_file():
-        raise ValueError(
-            f"environment.params.path {params['path']!r} is no file with one of {', '.join(readers)}: name one"
-        )
-    try:
-        table = readers[path.suffix](str(path))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"environment.params.path {params['path']!r} cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    for key in ("question", "answer"):
-        if params[key] not in table.column_names:
-            raise ValueError(
-                f"environment.params.{key} = {params[key]!r} is no column of {params['path']}, which has "
-                f"{', '.join(table.column_names)}"
-            )
-    rows: list[dict[str, Any]] = table.select(
-        list(dict.fromkeys([params["question"], params["answer"]]))
-    ).to_pylist()
-    return rows
 
 
 def _result(answer: str) -> str:

@@ -22,6 +22,7 @@ from forge_core.config import EnvironmentConfig
 from forge_core.environments import base
 from forge_core.environments.jsonable import from_json, to_json
 from forge_core.environments.template import render
+from forge_core.registration import ENVIRONMENTS, registered_names
 
 _CHUNK = 500
 """Items per data set: the package's default size; some tasks prepare all items of a set at once."""
@@ -152,9 +153,12 @@ class ReasoningGymEnvironment:
 def _check_name(name: str) -> None:
     if name in DATASETS:
         return
-    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4)
+    known = [*DATASETS, *registered_names(ENVIRONMENTS)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     mend = f"the nearest are {', '.join(near)}" if near else "such as chain_sum or number_sorting"
-    raise ValueError(f"environment.name {name!r} is no task of reasoning-gym: {mend}")
+    raise ValueError(
+        f"environment.name {name!r} is no task of reasoning-gym and not registered by an installed package: {mend}"
+    )
 
 
 def _seed(stream: str, chunk: int) -> int:

@@ -22,6 +22,7 @@ from forge_core.config.verifiers import (
 )
 from forge_core.environments import load_environment, question_answer
 from forge_core.environments.base import Environment, Prompt
+from forge_core.registration import VERIFIERS, environment_class, resolved
 from forge_core.rewards import RewardPool
 from forge_core.user_code import source_file
 from forge_core.verifiers import text
@@ -87,9 +88,10 @@ def _make(config: RunConfig, verifier: VerifierConfig) -> Verifier:
     made = _version(_BUILT_IN, params.model_dump(mode="json"))
     match params:
         case FunctionParams():
+            reference = resolved("verifiers", VERIFIERS, params.reference)
             return FunctionVerifier(
-                _pool(config, params.reference, config.timeouts.reward_seconds),
-                version=_source_version(params.reference),
+                _pool(config, reference, config.timeouts.reward_seconds),
+                version=_source_version(reference),
             )
         case MathParams():
             libraries = " ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy"))
@@ -116,8 +118,9 @@ def _make(config: RunConfig, verifier: VerifierConfig) -> Verifier:
 
 def _environment(config: RunConfig) -> EnvironmentVerifier:
     section = config.environment
-    if ":" in section.name:
-        software = _source_version(section.name)
+    reference = environment_class("environment.name", section.name)
+    if reference is not None:
+        software = _source_version(reference)
     elif section.name == question_answer.NAME:
         software = _BUILT_IN
     else:

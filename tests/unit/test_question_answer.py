@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -105,8 +106,8 @@ def test_other_files_and_columns(tmp_path: Path) -> None:
     ("params", "words"),
     [
         ({"path": "nowhere.jsonl"}, "'nowhere.jsonl' is no file"),
-        ({"path": 3}, "path is not given"),
-        ({"split": "train"}, "split = 'train': question_answer takes path, question, answer"),
+        ({"path": 3}, "path = 3 is no text"),
+        ({"part": "train"}, "part = 'train': question_answer takes path, question, answer, split"),
         (
             {"answer": "solution"},
             "answer = 'solution' is no column of .*, which has question, answer",
@@ -116,6 +117,69 @@ def test_other_files_and_columns(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(file: Path, params: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         _environment(file, params=params)
+
+
+def _rows(word: str, count: int = 40) -> list[dict[str, str]]:
+    return [{"q": f"{word} {i}?", "a": str(i)} for i in range(count)]
+
+
+COLUMNS = {"question": "q", "answer": "a"}
+
+
+def _arrow(file: Path, rows: list[dict[str, str]]) -> None:
+    """As `Dataset.save_to_disk` writes it."""
+    table = pa.Table.from_pylist(rows)
+    file.parent.mkdir(parents=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (file.parent / "state.json").write_text("{}")
+
+
+@pytest.mark.parametrize("form", ["hub", "saved", "lines"])
+def test_folders_of_datasets_keep_their_own_splits(tmp_path: Path, form: str) -> None:
+    for split in ("train", "test", "validation"):
+        rows = _rows(split)
+        if form == "hub":
+            for number in range(2):
+                file = tmp_path / "data" / f"{split}-{number:05d}-of-00002.parquet"
+                file.parent.mkdir(exist_ok=True)
+                pyarrow.parquet.write_table(pa.Table.from_pylist(rows[number::2]), str(file))
+        elif form == "saved":
+            _arrow(tmp_path / split / "data-00000-of-00001.arrow", rows)
+        else:
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    environment = _environment(tmp_path, params=COLUMNS)
+    assert {environment.train_prompt(n).text for n in range(40)} == {r["q"] for r in _rows("train")}
+    assert {p.text for p in environment.test_prompts(99)} == {r["q"] for r in _rows("test")}
+    other = _environment(tmp_path, params={**COLUMNS, "test_split": "validation"})
+    assert {p.text for p in other.test_prompts(99)} == {r["q"] for r in _rows("validation")}
+    with pytest.raises(ValueError, match=r"split 'dev' is no split of .* test, train, validation"):
+        _environment(tmp_path, params={**COLUMNS, "test_split": "dev"})
+
+
+def test_of_one_split_alone_a_share_is_held_out_by_hash(tmp_path: Path) -> None:
+    _arrow(tmp_path / "train" / "data-00000-of-00001.arrow", _rows("train"))
+    environment = _environment(tmp_path, params=COLUMNS)
+    held_out = {prompt.text for prompt in environment.test_prompts(99)}
+    assert 0 < len(held_out) < 20
+    assert held_out.isdisjoint(environment.train_prompt(n).text for n in range(99))
+    assert held_out == {
+        prompt.text
+        for prompt in _environment(
+            tmp_path / "train" / "data-00000-of-00001.arrow", params=COLUMNS
+        ).test_prompts(99)
+    }
+
+
+def test_what_a_folder_holds_out_is_never_trained_on(tmp_path: Path) -> None:
+    for split, rows in (("train", _rows("same") + _rows("other")), ("test", _rows("same"))):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    environment = _environment(tmp_path, params=COLUMNS)
+    assert {environment.train_prompt(n).text for n in range(80)} == {
+        row["q"] for row in _rows("other")
+    }
+    with pytest.raises(ValueError, match=r"question = 'question' is no column of .* q, a"):
+        _environment(tmp_path)
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:
