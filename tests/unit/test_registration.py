@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "[forgeflow.verifiers]\nis_short = echo_package:is_short\n",
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    # Another test's, at another place.
+    monkeypatch.delitem(sys.modules, "echo_package", raising=False)
     # For the processes of functions.
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}")
     return tmp_path / "site"
