@@ -30,6 +30,8 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     sandbox    a thousand programs in a row, fork bombs, memory bombs and endless output among them, each with the right
                verdict, and no process, file, descriptor or mount left
     slow-verifier  a reward that sleeps for two seconds on one prompt in fifty slows async generation by at most 5 %
+    ensemble   of eight weak verifiers and no label; the tiny preset, trained on its score alone, seeds 0, 1 and 2: at
+               least 0.75 by the true score
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """
 
@@ -52,6 +54,7 @@ from typing import Any, get_args
 from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.controller_proof import PROOFS as CONTROLLER_PROOFS
+from benchmarks.ensemble_proof import PROOFS as ENSEMBLE_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.loss_proofs import prove_loss, prove_losses
 from benchmarks.mutants import prove_mutants
@@ -345,6 +348,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **CONTROLLER_PROOFS,
     **SANDBOX_PROOFS,
     **VERIFIER_PROOFS,
+    **ENSEMBLE_PROOFS,
 }
 
 
