@@ -16,7 +16,7 @@ from flows.estimate import check_fits, estimate, model_shape
 from flows.hosts import check_hosts, describe_hosts
 from flows.model_directory import ModelDirectory
 from forge_core.config import HUB_PREFIX, ModelShape, RunConfig, TrainerConfig
-from forge_core.ensembles.reference import find_ensemble, is_ensemble
+from forge_core.ensembles.reference import find_ensemble
 from forge_core.environments import Environment, Prompt, load_environment
 from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
@@ -58,8 +58,7 @@ def check_input(
 
 def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
     """As `check_input`, for a run that may have begun: of the store only the ensemble that scores is looked at."""
-    if is_ensemble(config.reward):
-        check_ensemble_reward(config, store_uri)
+    check_ensembles(config, store_uri)
     for field, reference in config.user_code().items():
         check_reference(field, reference)
     for sink in config.sinks:
@@ -92,15 +91,18 @@ def _check_sink(name: str) -> None:
         )
 
 
-def check_ensemble_reward(config: RunConfig, store_uri: str) -> None:
+def check_ensembles(config: RunConfig, store_uri: str) -> None:
     """Refuse an ensemble that is not in the store, or whose verifiers' files have changed. Raises ValueError."""
+    if not (references := config.ensembles()):
+        return
     # Deferred: it brings pyarrow, which most commands do without.
     from forge_core.ensembles.posterior import used_verifiers
     from forge_core.ensembles.reward import check_source
 
-    assert config.reward is not None
-    for each in used_verifiers(find_ensemble("reward", config.reward, open_store(store_uri))):
-        check_source(each)
+    store = open_store(store_uri)
+    for field, reference in references.items():
+        for each in used_verifiers(find_ensemble(field, reference, store)):
+            check_source(each)
 
 
 def find_model(config: RunConfig) -> ModelDirectory | None:

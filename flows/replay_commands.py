@@ -56,7 +56,8 @@ Verifier = Annotated[
     str,
     typer.Option(
         metavar="SPEC",
-        help="What scores: 'environment', a task, or path/file.py:name of a reward function or an environment.",
+        help="What scores: 'environment', a task, path/file.py:name of a reward function or an environment, "
+        "ensemble:NAME@VERSION, a file.toml of [verifiers] and [scoring], or 'run': what the run was scored with.",
     ),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from forge_core.ensembles.reference import find_ensemble, is_ensemble
 from forge_core.ensembles.reward import check_source
 from forge_core.environments import load_environment
 from forge_core.registration import VERIFIERS, registered
-from forge_core.settings import stored_config
+from forge_core.settings import load_config, read_config_file, stored_config
 from forge_core.user_code import check_reference
 from storage import layout
 from storage.annotations import ScoreSet, open_set
@@ -25,7 +25,12 @@ from storage.resume import read_ledger
 
 ENVIRONMENT = "environment"
 """Names the scorer of the environment that a run's prompts came from."""
+RUN = "run"
+"""Names what the run itself was scored with."""
+COMPOSED = "composition"
+"""What the scorer of several verifiers is called."""
 _FIELD = "--verifier"
+_COMPOSITIONS = (".toml", ".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,28 +40,44 @@ class Scorer:
     config: RunConfig
     """The run's config, with this scorer in it."""
     name: str
-    """Name of the environment or of the function."""
+    """Name of the environment or of the function, or that several make up the score."""
     source: Path | None
     """The file that defines it, if it is the user's."""
+    sources: dict[str, Path] = field(default_factory=dict)
+    """Files of the user's that define verifiers of a composition, by the fields that name those."""
+
+    @property
+    def composition(self) -> dict[str, Any] | None:
+        """The sections that say how several verifiers make up the score; None if one scores alone."""
+        if not self.config.verifiers:
+            return None
+        told: dict[str, Any] = self.config.model_dump(mode="json", include={"verifiers", "scoring"})
+        # These decide what scoring costs, and no score.
+        for name in ("workers", "attempts", "cache_entries"):
+            del told["scoring"][name]
+        return told
 
 
 def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scorer:
     """The scorer that `verifier` names.
 
     That is `environment`, a task by its name, `path/file.py:name`, `module:name` or the registered name of an
-    environment's class or of a reward function, or `ensemble:NAME@VERSION` of an ensemble in the store. An environment
-    that is not the run's own has its default parameters. Raises ValueError if there is none, or the file of an
-    ensemble's verifier has changed.
+    environment's class or of a reward function, `ensemble:NAME@VERSION` of an ensemble in the store, a file
+    `path/file.toml` of sections `verifiers` and `scoring`, or `run` for what the run itself was scored with. An
+    environment that is not the run's own has its default parameters. Raises ValueError if there is none, or the file of
+    an ensemble's verifier has changed.
     """
     own = config.environment
+    if verifier == RUN and config.verifiers:
+        return _composed(config, store)
+    if verifier == RUN:
+        return resolve_scorer(config.reward or ENVIRONMENT, config, store)
+    if verifier.endswith(_COMPOSITIONS):
+        return _composed(_with_composition(verifier, config), store)
     if is_ensemble(verifier):
-        ensemble = find_ensemble(_FIELD, verifier, store)
-        for each in used_verifiers(ensemble):
-            check_source(each)
-        scoring: dict[str, Any] = {"reward": ensemble.reference, "verifiers": {}}
-        return Scorer(
-            config=config.model_copy(update=scoring), name=ensemble.reference, source=None
-        )
+        _check_ensemble(_FIELD, verifier, store)
+        scoring: dict[str, Any] = {"reward": verifier, "verifiers": {}}
+        return Scorer(config=config.model_copy(update=scoring), name=verifier, source=None)
     if verifier == ENVIRONMENT:
         verifier = own.name
     elif ":" not in verifier and verifier != own.name:
@@ -78,6 +99,39 @@ def resolve_scorer(verifier: str, config: RunConfig, store: ObjectStore) -> Scor
     return Scorer(config=config.model_copy(update=scoring), name=name, source=source)
 
 
+def _with_composition(path: str, config: RunConfig) -> RunConfig:
+    """The config with the verifiers and the scoring of a file. Raises ValueError if that holds anything else."""
+    told = read_config_file(path, field=_FIELD)
+    if unknown := sorted(told.keys() - {"verifiers", "scoring"}):
+        raise ValueError(
+            f"{_FIELD} {path!r} has {unknown[0]!r}, which scores nothing: leave only verifiers and scoring in it"
+        )
+    if not told.get("verifiers"):
+        raise ValueError(
+            f"{_FIELD} {path!r} has no verifiers: write a table [verifiers.NAME] with a kind for each"
+        )
+    plain: dict[str, Any] = {"reward": None, "verifiers": {}, "scoring": {}}
+    base = {**config.model_dump(mode="json"), **plain}
+    return load_config(preset=None, file=path, overrides=[], base=base)
+
+
+def _composed(config: RunConfig, store: ObjectStore) -> Scorer:
+    for place, reference in config.ensembles().items():
+        _check_ensemble(place, reference, store)
+    code = {
+        field: reference
+        for field, reference in config.user_code().items()
+        if field.startswith("verifiers.")
+    }
+    sources = {field: check_reference(field, reference) for field, reference in code.items()}
+    return Scorer(config=config, name=COMPOSED, source=None, sources=sources)
+
+
+def _check_ensemble(place: str, reference: str, store: ObjectStore) -> None:
+    for each in used_verifiers(find_ensemble(place, reference, store)):
+        check_source(each)
+
+
 def begin_set(
     store: ObjectStore, run_id: str, name: str, verifier: str, controller: Controller
 ) -> tuple[ScoreSet, RunConfig]:
@@ -90,13 +144,18 @@ def begin_set(
     layout.check_score_set(name)
     counted_commits(store, run_id)
     scorer = resolve_scorer(verifier, config, store)
-    source = None
-    if scorer.source is not None:
-        data = scorer.source.read_bytes()
+    kept: dict[str, bytes] = {}
+
+    def keep(path: Path) -> FileRef:
+        data = path.read_bytes()
         sha256 = hashlib.sha256(data).hexdigest()
-        key = layout.score_set_source_key(run_id, name, sha256, scorer.source.name)
-        source = FileRef(key=key, sha256=sha256, bytes=len(data))
+        key = layout.score_set_source_key(run_id, name, sha256, path.name)
+        kept[key] = data
+        return FileRef(key=key, sha256=sha256, bytes=len(data))
+
     environment = scorer.config.environment.model_dump(mode="json")
+    kinds = {each.kind for each in scorer.config.verifiers.values()}
+    is_asked = "environment" in kinds if kinds else scorer.config.reward is None
     opened = open_set(
         store,
         ScoreSet(
@@ -104,14 +163,16 @@ def begin_set(
             name=name,
             verifier=verifier,
             scorer=scorer.name,
-            environment=environment if scorer.config.reward is None else None,
-            source=source,
+            environment=environment if is_asked else None,
+            source=None if scorer.source is None else keep(scorer.source),
+            composition=scorer.composition,
+            sources=tuple(keep(path) for _, path in sorted(scorer.sources.items())),
             controller=controller,
             created_at=time.time(),
         ),
     )
-    if source is not None:
-        store.put_if_absent(source.key, data)
+    for key, data in kept.items():
+        store.put_if_absent(key, data)
     return opened, scorer.config
 
 

@@ -67,7 +67,8 @@ def load_config(
     Below all of them lies `base`, the stored config of another run; what its regime alone has is left out where the
     regime is another. Raises ValueError, with one or two lines that name field, value and mend.
     """
-    layers = [_read_preset(preset), _read_file(file), _read_overrides(overrides)]
+    of_file = {} if file is None else read_config_file(file)
+    layers = [_read_preset(preset), of_file, _read_overrides(overrides)]
     stored = copy.deepcopy(base or {})
     layers.insert(0, stored)
     regime = next((layer["regime"] for layer in reversed(layers) if "regime" in layer), "sync")
@@ -111,9 +112,8 @@ def _read_preset(name: str | None) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _read_file(file: str | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def read_config_file(file: str, *, field: str = "--config") -> dict[str, Any]:
+    """What a TOML, JSON or YAML file holds. Raises ValueError, naming the field, if it holds no table of keys."""
     path = Path(file)
     parsers = {
         ".toml": tomllib.loads,
@@ -122,20 +122,20 @@ def _read_file(file: str | None) -> dict[str, Any]:
         ".yml": yaml.safe_load,
     }
     if path.suffix not in parsers:
-        raise ValueError(f"--config {file!r} has an unknown suffix: name a .toml, .json or .yaml")
+        raise ValueError(f"{field} {file!r} has an unknown suffix: name a .toml, .json or .yaml")
     try:
         content = parsers[path.suffix](path.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"--config {file!r} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{field} {file!r} cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"--config {file!r} is no valid {path.suffix[1:]}: {_one_line(str(error))}"
+            f"{field} {file!r} is no valid {path.suffix[1:]}: {_one_line(str(error))}"
         ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(
-            f"--config {file!r} holds a {type(content).__name__} where a table of keys is due"
+            f"{field} {file!r} holds a {type(content).__name__} where a table of keys is due"
         )
     return content
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from storage import layout
 from storage.objects import ObjectNotFound, ObjectStore
@@ -56,6 +56,10 @@ class ScoreSet(Record):
     """Section of the config that makes the environment, if one scores."""
     source: FileRef | None
     """The file of the user's code that scores, if it is theirs."""
+    composition: dict[str, Any] | None = None
+    """Sections `verifiers` and `scoring` of a config, if several verifiers make up the score."""
+    sources: tuple[FileRef, ...] = ()
+    """Files of the user's code among those, in the order of the names of the verifiers."""
     controller: Controller
     """Who began it."""
     created_at: float
@@ -64,7 +68,10 @@ class ScoreSet(Record):
     @property
     def decides(self) -> tuple[Any, ...]:
         """All that the scores depend on."""
-        return self.scorer, self.environment, self.source and self.source.sha256
+        alone = self.scorer, self.environment, self.source and self.source.sha256
+        if self.composition is None:
+            return alone
+        return *alone, self.composition, *(file.sha256 for file in self.sources)
 
 
 class _Means(Record):
@@ -84,6 +91,15 @@ class _Means(Record):
     """Unix seconds."""
 
 
+class ScoredBy(Record):
+    """Who gave scores."""
+
+    version: str
+    """What its scores depend on beside prompt and response: code, libraries, parameters."""
+    seconds: float
+    """What it took for all of the commit's episodes."""
+
+
 class Scores(_Means):
     """The record that makes the scores of one commit count."""
 
@@ -93,6 +109,8 @@ class Scores(_Means):
     """Hex digest of the part that the commit names."""
     part: PartRef
     """The scores, in the order of the commit's episodes."""
+    scored_by: dict[str, ScoredBy] = Field(default_factory=dict)
+    """By verifier; empty before this was kept."""
 
 
 class Covered(_Means):
@@ -145,6 +163,7 @@ def write_scores(
     details: Sequence[Mapping[str, Any]],
     *,
     reward_mean: float,
+    scored_by: Mapping[str, ScoredBy] | None = None,
 ) -> Scores:
     """Store the scores of a commit's episodes and make them count.
 
@@ -172,6 +191,7 @@ def write_scores(
         part=_write_part(store, layout.scores_prefix(commit.run_id, name, commit.key), table),
         reward_mean=reward_mean,
         score_mean=math.fsum(scores) / len(scores),
+        scored_by=dict(scored_by or {}),
         created_at=time.time(),
     )
     key = layout.scores_key(commit.run_id, name, commit.key)

@@ -28,6 +28,7 @@ from storage.weight_facts import Checkpoint as Checkpoint
 from storage.weight_facts import Evaluated as Evaluated
 from storage.weight_facts import Forked as Forked
 from storage.weight_facts import Parity as Parity
+from storage.weight_facts import PassAt as PassAt
 from storage.weight_facts import Pruned as Pruned
 from storage.weight_facts import Published as Published
 from storage.weight_facts import Restored as Restored

@@ -1,6 +1,7 @@
 """The part of `verify` that recounts evaluations from their scored episodes."""
 
 from collections.abc import Iterator
+from math import comb
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,7 @@ from storage.groups import Problem
 from storage.ledger import Ledger
 from storage.verify_groups import is_close
 
-_SAMPLES = (("sampled", 0), ("greedy", 1))
-"""What the log calls the samples of a prompt, and their numbers."""
+_RIGHT_ABOVE = 0.5
 
 
 def evaluation_problems(
@@ -23,9 +23,12 @@ def evaluation_problems(
     name = f"evaluation {fact.name}"
     yield from _whole(run_id, fact, table)
     samples = table["sample"].to_numpy()
-    for what, sample in _SAMPLES:
-        said, chosen = getattr(fact, what), table.filter(pa.array(samples == sample))
-        if chosen.num_rows != fact.num_prompts:
+    for what, said, is_meant, due in (
+        ("sampled", fact.sampled, samples < fact.num_samples, fact.num_samples * fact.num_prompts),
+        ("greedy", fact.greedy, samples == fact.num_samples, fact.num_prompts),
+    ):
+        chosen = table.filter(pa.array(is_meant))
+        if chosen.num_rows != due:
             sentence = (
                 f"{name} has {chosen.num_rows} {what} episodes for {fact.num_prompts} prompts"
             )
@@ -35,6 +38,7 @@ def evaluation_problems(
                 f"{name} was logged as {said} {what}; its episodes give {reward_mean(chosen)}"
             )
             yield Problem("evaluation", name, sentence)
+    yield from _passed(fact, table.filter(pa.array(samples < fact.num_samples)))
     oldest, newest = policy_version_bounds(table)
     versions = np.unique(np.concatenate([oldest, newest])).tolist()
     if versions != [fact.policy_version]:
@@ -44,6 +48,19 @@ def evaluation_problems(
     for prompt_id in sorted(drawn & set(table["prompt_id"].to_pylist())):
         sentence = f"prompt {prompt_id} of {name} was drawn for training as well"
         yield Problem("held_out", prompt_id, sentence)
+
+
+def _passed(fact: Evaluated, sampled: pa.Table) -> Iterator[Problem]:
+    """pass@k is as logged: one less the share of k samples among which none is right."""
+    _, of = np.unique(np.asarray(sampled["group_id"]), return_inverse=True)
+    wrong = np.bincount(of, sampled["reward"].to_numpy() <= _RIGHT_ABOVE).astype(int).tolist()
+    for k, said in ((each.k, each.probability) for each in fact.pass_at):
+        ways = comb(fact.num_samples, k)
+        passed = 1.0 - sum(comb(each, k) for each in wrong) / (ways * len(wrong)) if ways else 0.0
+        if not is_close(said, passed):
+            name = f"evaluation {fact.name}"
+            sentence = f"{name} was logged with pass@{k} {said}; its episodes give {passed}"
+            yield Problem("evaluation", name, sentence)
 
 
 def evaluate_only_problems(ledger: Ledger) -> Iterator[Problem]:
@@ -65,7 +82,7 @@ def evaluate_only_problems(ledger: Ledger) -> Iterator[Problem]:
 
 
 def _whole(run_id: str, fact: Evaluated, table: pa.Table) -> Iterator[Problem]:
-    """Every prompt has both samples, under its own name."""
+    """Every prompt has all samples, under its own name."""
     name = f"evaluation {fact.name}"
     columns = table.select(["run_id", "group_id", "draw", "sample", "episode_id"]).to_pylist()
     samples: dict[int, list[int]] = {}
@@ -79,7 +96,7 @@ def _whole(run_id: str, fact: Evaluated, table: pa.Table) -> Iterator[Problem]:
         ):
             sentence = f"episode {row['episode_id']} is not of {name} of run {run_id}"
             yield Problem("episode", row["episode_id"], sentence)
-    due = [number for _, number in _SAMPLES]
+    due = list(range(fact.num_samples + 1))
     for draw in sorted(samples.keys() | set(range(fact.num_prompts))):
         found = sorted(samples.get(draw, []))
         if found != due or draw >= fact.num_prompts:

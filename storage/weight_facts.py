@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from storage.records import FileRef, PartRef, Record
 
@@ -89,10 +89,19 @@ class WarmStarted(Record):
     """Time it took, in seconds."""
 
 
+class PassAt(Record):
+    """pass@k on held-out prompts."""
+
+    k: PositiveInt
+    """Number of samples."""
+    probability: float
+    """That of k samples of a prompt one is right, mean over prompts."""
+
+
 class Evaluated(Record):
     """Scores on held-out prompts.
 
-    In the parts, sample 0 of a prompt is drawn as in training, sample 1 is greedy.
+    In the parts, the first `num_samples` of a prompt are drawn as in training, and the one after them is greedy.
     """
 
     kind: Literal["evaluated"] = "evaluated"
@@ -106,6 +115,10 @@ class Evaluated(Record):
     """Mean reward of the greedy samples."""
     num_prompts: NonNegativeInt
     """Number of held-out prompts."""
+    num_samples: PositiveInt = 1
+    """Samples of a prompt that were drawn as in training."""
+    pass_at: tuple[PassAt, ...] = ()
+    """For k of 1, 2, 4 and so on; empty before this was told."""
     parts: tuple[PartRef, ...]
     """The scored episodes."""
 

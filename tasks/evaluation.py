@@ -8,6 +8,7 @@ from forge_core.actors.messages import (
     ScoreReply,
     ScoreRequest,
 )
+from forge_core.quality.estimates import RIGHT_ABOVE, pass_at_k, powers_of_two
 from storage import facts, layout
 from tasks.calls import on_replicas, score_part
 from tasks.run import current
@@ -17,7 +18,7 @@ from tasks.turns import turn
 
 @stage
 async def evaluate(name: str, policy_version: int) -> None:
-    """Answer the held-out prompts, once sampled as in training with fixed seeds and once greedily, and score them.
+    """Answer the held-out prompts, sampled as in training with fixed seeds and once greedily, and score them.
 
     Idempotent by name and version. A second evaluation of one name with another version replaces the first.
     """
@@ -25,6 +26,7 @@ async def evaluate(name: str, policy_version: int) -> None:
     known = run.ledger.evaluated.get(name)
     if known is not None and known.policy_version == policy_version:
         return
+    num_samples = run.config.evaluation.num_samples
     prompts = run.environment.test_prompts(run.config.evaluation.num_prompts)
     drawn = [
         DrawnPrompt(draw=i, group_id=f"{run.run_id}-{name}-{i:08d}", prompt=prompt)
@@ -35,7 +37,7 @@ async def evaluate(name: str, policy_version: int) -> None:
             run_id=run.run_id,
             key_prefix=layout.generated_prefix(run.run_id, f"{name}-{replica:03d}"),
             prompts=tuple(drawn[replica :: run.config.generators.replicas]),
-            num_samples=2,
+            num_samples=num_samples + 1,
             num_greedy=1,
             policy_version=policy_version,
             attempt=attempt(),
@@ -59,14 +61,31 @@ async def evaluate(name: str, policy_version: int) -> None:
         prefix = layout.evaluation_prefix(run.run_id, f"{name}-{replica:03d}")
         request = ScoreRequest(run_id=run.run_id, part=reply.stored.part, key_prefix=prefix)
         scored.append(await score_part(run, request))
-    sampled, greedy = (sum(r.reward_by_sample[i] for r in scored) / len(drawn) for i in (0, 1))
+    *sampled, greedy = (
+        sum(of_sample) / len(drawn)
+        for of_sample in zip(*(row for reply in scored for row in reply.rewards), strict=True)
+    )
+    num_right = [
+        sum(reward > RIGHT_ABOVE for reward in row[:num_samples])
+        for reply in scored
+        for row in reply.rewards
+    ]
     run.append(
         facts.Evaluated(
             name=name,
             policy_version=policy_version,
-            sampled=sampled,
+            sampled=sum(sampled) / num_samples,
             greedy=greedy,
             num_prompts=len(drawn),
+            num_samples=num_samples,
+            pass_at=tuple(
+                facts.PassAt(
+                    k=k,
+                    probability=sum(pass_at_k(num_samples, c, k) for c in num_right)
+                    / len(num_right),
+                )
+                for k in powers_of_two(num_samples)
+            ),
             parts=tuple(reply.part for reply in scored),
         )
     )

@@ -72,7 +72,9 @@ def values_of(fact: facts.Fact) -> Iterator[tuple[int, dict[str, float]]]:
         for each in fact.validations:
             yield each.step, {"warm_start/validation_loss": each.loss}
     elif isinstance(fact, facts.Evaluated):
-        yield fact.policy_version, {"eval/sampled": fact.sampled, "eval/greedy": fact.greedy}
+        passed = {f"eval/pass@{each.k}": each.probability for each in fact.pass_at}
+        told = {"eval/sampled": fact.sampled, "eval/greedy": fact.greedy}
+        yield fact.policy_version, {**told, **passed}
     elif isinstance(fact, facts.Published) and fact.parity is not None:
         yield fact.policy_version, {"parity/mean": fact.parity.mean, "parity/max": fact.parity.max}
 

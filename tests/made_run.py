@@ -159,7 +159,13 @@ class MadeRun:
         self.log.append(facts.Restored(step=step, weights_digest=weights_digest(step, salt)))
 
     def evaluate(
-        self, name: str, version: int, *, held_out: bool = True, greedy: float = 1.05
+        self,
+        name: str,
+        version: int,
+        *,
+        held_out: bool = True,
+        greedy: float = 1.05,
+        pass_at: dict[int, float] | None = None,
     ) -> None:
         """Evaluate two prompts."""
         episodes = table([0, 1], [version], run_id=self.run_id, evaluation=name, held_out=held_out)
@@ -171,6 +177,9 @@ class MadeRun:
                 sampled=0.05,
                 greedy=greedy,
                 num_prompts=2,
+                pass_at=tuple(
+                    facts.PassAt(k=k, probability=each) for k, each in (pass_at or {}).items()
+                ),
                 parts=(write_part(self.store, prefix, episodes),),
             )
         )

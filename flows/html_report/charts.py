@@ -65,14 +65,45 @@ _SPECS = (
         series=RunData.evaluations,
         mode="lines+markers",
     ),
+    _Spec(
+        title="Evaluation, probability that one of k samples is right (pass@k)",
+        series=RunData.passed,
+        mode="lines+markers",
+    ),
+    _Spec(
+        title="The same of a step's prompts (pass@k)",
+        series=lambda run: run.told("pass@"),
+    ),
+    _Spec(
+        title="Score by verifier, mean of a step",
+        series=lambda run: run.told("verifier/"),
+    ),
+    _Spec(title="Reward by environment, mean of a step", series=RunData.environments),
+    _Spec(
+        title="Verifiers that disagree, share of samples and pairs",
+        series=lambda run: run.told("disagreement"),
+    ),
     _Spec(title="Groups whose rewards are all equal, share", names=("frac_reward_zero_std",)),
     _Spec(
         title="Response length, tokens",
         names=("completions/mean_length", "completions/max_length", "completions/min_length"),
     ),
     _Spec(title="Truncated responses, share", names=("completions/clipped_ratio",)),
+    _Spec(
+        title="Well-formed responses, and those that failed before, share",
+        series=lambda run: run.told("well_formed", "failed"),
+    ),
+    _Spec(
+        title="Distinct 1- and 2-grams of a step's responses, share",
+        series=lambda run: run.told("distinct/"),
+    ),
+    _Spec(
+        title="Repeated 4-grams within a response, share",
+        series=lambda run: run.told("repetition"),
+    ),
     _Spec(title="Groups of a batch that were used before, share", names=("buffer/frac_reused",)),
     _Spec(title="KL of sampled to trained policy, nats per token", names=("sampling/kl",)),
+    _Spec(title="KL of trained to reference policy, nats per token", names=("kl",)),
     _Spec(title="Entropy, nats per token", names=("entropy",)),
     _Spec(
         title="Clipped tokens, share",

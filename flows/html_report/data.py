@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from forge_core.quality.signs import signs
+from forge_core.quality.steps import Quality, read_quality
 from forge_core.timeline import Interval, merged
 from storage import layout, log
 from storage.facts import Evaluated
@@ -16,6 +18,8 @@ from storage.runs import read_config
 from storage.summary import summarize
 
 _SAMPLES = 8
+_FORMAL_KINDS = ("format", "regex")
+"""Verifiers that say whether a response has the right form."""
 
 Series = tuple[list[int], list[float]]
 """Steps and values."""
@@ -43,6 +47,10 @@ class RunData:
     """Its log, folded."""
     samples: list[Sample]
     """The first held-out prompts that were answered both before and after."""
+    quality: Quality
+    """What its episodes say."""
+    signs: list[str]
+    """What in that speaks of reward hacking or collapse, a sentence each."""
     profiles: list[str]
     """Keys of traces and snapshots that profiled steps left."""
 
@@ -55,6 +63,19 @@ class RunData:
         """A metric of steps, where it was measured."""
         steps = [step for step in self._steps() if name in step.metrics]
         return [step.step for step in steps], [step.metrics[name] for step in steps]
+
+    def told(self, *prefixes: str) -> dict[str, Series]:
+        """Figures of the run's episodes by step, of all names that begin so."""
+        return {
+            name: (list(values), list(values.values()))
+            for name, values in self.quality.series.items()
+            if name.startswith(prefixes)
+        }
+
+    def environments(self) -> dict[str, Series]:
+        """Mean reward by environment, where there are several."""
+        found = self.told("environment/")
+        return found if len(found) > 1 else {}
 
     def ages(self) -> dict[str, Series]:
         """Largest and mean age of each step's groups, in versions."""
@@ -87,6 +108,17 @@ class RunData:
             "greedy": (versions, [each.greedy for each in told]),
         }
 
+    def passed(self) -> dict[str, Series]:
+        """Of held-out prompts the probability that one of k samples is right, by policy version."""
+        told = sorted(self.ledger.evaluated.values(), key=lambda each: each.policy_version)
+        found: dict[str, Series] = {}
+        for each in told:
+            for passed in each.pass_at:
+                versions, values = found.setdefault(f"pass@{passed.k}", ([], []))
+                versions.append(each.policy_version)
+                values.append(passed.probability)
+        return found
+
     def intervals(self) -> dict[str, list[Interval]]:
         """By mesh, what it did, in seconds since the run began; stretches of one kind that touch are one."""
         first = (
@@ -111,12 +143,31 @@ def read_run(store: ObjectStore, run_id: str) -> RunData:
     """
     config = read_config(store, run_id)
     ledger = Ledger.fold(log.read_entries(store, run_id), log.read_incarnations(store, run_id))
+    verifiers = config.get("verifiers", {})
+    formal = [name for name, each in verifiers.items() if each["kind"] in _FORMAL_KINDS]
+    quality = read_quality(store, ledger, well_formed=formal)
     return RunData(
         summary=summarize(run_id, config, ledger),
+        quality=quality,
+        signs=signs(quality.series, _metrics(ledger), _held_out(ledger)),
         ledger=ledger,
         samples=_samples(store, ledger),
         profiles=store.keys(layout.profiles_folder(run_id)),
     )
+
+
+def _metrics(ledger: Ledger) -> dict[str, dict[int, float]]:
+    """Step metrics by name and step."""
+    found: dict[str, dict[int, float]] = {}
+    for number in sorted(ledger.steps):
+        for name, value in ledger.steps[number].metrics.items():
+            found.setdefault(name, {})[number] = value
+    return found
+
+
+def _held_out(ledger: Ledger) -> list[float]:
+    told = sorted(ledger.evaluated.values(), key=lambda each: each.policy_version)
+    return [each.sampled for each in told]
 
 
 def _samples(store: ObjectStore, ledger: Ledger) -> list[Sample]:

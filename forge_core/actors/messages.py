@@ -131,8 +131,8 @@ class ScoreReply:
     """Groups in the part."""
     num_episodes: int
     """Episodes scored."""
-    reward_by_sample: tuple[float, ...]
-    """Sum of rewards at each sample index, over groups."""
+    rewards: tuple[tuple[float, ...], ...]
+    """Of an evaluation, the rewards of each prompt's samples in their order; none of a commit, whose part has them."""
     intervals: tuple[Interval, ...]
     """The verifier's time since it last told."""
 

@@ -20,14 +20,22 @@ from monarch.actor import Actor, concurrent_endpoint, endpoint
 
 from forge_core.actors.messages import ScoreReply, ScoreRequest
 from forge_core.config import RunConfig
-from forge_core.ensembles.reference import find_ensemble, is_ensemble
+from forge_core.ensembles.reference import find_ensemble
 from forge_core.ensembles.reward import EnsembleReward, stored_scores
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.timeline import Interval, Timeline
-from forge_core.verifiers import EnsembleVerifier, Panel, Response, Score, Scored, make_panel
+from forge_core.verifiers import (
+    EnsembleVerifier,
+    Panel,
+    Response,
+    Score,
+    Scored,
+    make_evaluating_panel,
+    make_panel,
+)
 from storage import layout
-from storage.annotations import find_scores, write_scores
+from storage.annotations import ScoredBy, find_scores, write_scores
 from storage.episodes import SCHEMA, policy_version_bounds, reward_mean
 from storage.objects import ObjectStore, open_store
 from storage.parts import commit_part, read_commit, read_part, write_part
@@ -58,8 +66,11 @@ class Verifier(Actor):
         self._store = open_store(store_uri)
         self._timeline = Timeline(started_at=spawned_at, waits={}, default_wait="wait_batch")
         with self._timeline.during("startup"):
-            self._ensemble = _open_ensemble(config, self._store)
-            self._panel: Panel = make_panel(config, self._ensemble)
+            ensembles = _open_ensembles(config, self._store)
+            # What scores alone takes what stored episodes have of its verifiers' scores.
+            self._ensemble = ensembles.get(config.reward or "")
+            self._panel: Panel = make_panel(config, ensembles)
+            self._evaluating = make_evaluating_panel(config) or self._panel
         # They live as long as this process: what a verifier starts dies with the thread that started it.
         self._threads = ThreadPoolExecutor(config.scoring.workers)
         self._num_working = 0
@@ -69,7 +80,8 @@ class Verifier(Actor):
     async def prepare(self) -> None:
         """Start what the verifiers need, and import functions of the user's. Raises RewardError if that fails."""
         with self._timeline.during("startup"):
-            await asyncio.wrap_future(self._threads.submit(self._panel.load))
+            for panel in (self._panel, self._evaluating):
+                await asyncio.wrap_future(self._threads.submit(panel.load))
 
     @concurrent_endpoint
     async def score(self, request: ScoreRequest) -> ScoreReply:
@@ -102,8 +114,10 @@ class Verifier(Actor):
         scored = [by_episode[episode_id] for episode_id in episode_ids]
         scores = [each.reward for each in scored]
         details = [{score.name: score.value for score in each.scores} for each in scored]
-        mean = reward_mean(table)
-        write_scores(self._store, commit, name, episode_ids, scores, details, reward_mean=mean)
+        write_scores(
+            self._store, commit, name, episode_ids, scores, details,
+            reward_mean=reward_mean(table), scored_by=_scored_by(scored),
+        )  # fmt: skip
         return commit.rows
 
     @endpoint
@@ -138,14 +152,15 @@ class Verifier(Actor):
             part=part,
             group_ids=tuple(table["group_id"].unique().to_pylist()),
             num_episodes=table.num_rows,
-            reward_by_sample=_reward_by_sample(table),
+            rewards=_rewards_by_group(table) if is_evaluation else (),
             intervals=(),
         )
 
     def _scored(self, table: pa.Table, is_evaluation: bool) -> pa.Table:
         # Weights that change over time follow the weights that sampled; an evaluation is compared with others.
         versions = {} if is_evaluation else _oldest_versions(table)
-        by_episode = self._by_episode(table, versions, self._score)
+        panel = self._evaluating if is_evaluation else self._panel
+        by_episode = self._by_episode(table, versions, functools.partial(_score, panel))
         scored = [by_episode[episode_id] for episode_id in table["episode_id"].to_pylist()]
         columns: dict[str, list[Any]] = {
             "reward": [each.reward for each in scored],
@@ -183,10 +198,6 @@ class Verifier(Actor):
             for episode_id, each in zip(_ids(rows), of_group, strict=True)
         }
 
-    def _score(self, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
-        """What the episodes of one prompt get."""
-        return self._panel(_prompt(rows[0]), _responses(rows), policy_version=policy_version)
-
     def _score_given(
         self, ensemble: EnsembleVerifier, rows: list[dict[str, Any]], given: _Given
     ) -> list[Scored]:
@@ -210,7 +221,7 @@ class Verifier(Actor):
         """
         try:
             if self._ensemble is None or not given:
-                return self._score(rows, policy_version)
+                return _score(self._panel, rows, policy_version)
             return self._score_given(self._ensemble, rows, given)
         except (RewardError, OSError):  # the latter may be the machine's, and mend itself
             raise
@@ -221,13 +232,30 @@ class Verifier(Actor):
             ) from error
 
 
-def _open_ensemble(config: RunConfig, store: ObjectStore) -> EnsembleVerifier | None:
-    """The ensemble that scores, if the reward names one. Raises ValueError if the store has it not."""
-    if config.reward is None or not is_ensemble(config.reward):
-        return None
-    ensemble = find_ensemble("reward", config.reward, store)
+def _score(panel: Panel, rows: list[dict[str, Any]], policy_version: float) -> list[Scored]:
+    """What the episodes of one prompt get."""
+    return panel(_prompt(rows[0]), _responses(rows), policy_version=policy_version)
+
+
+def _open_ensembles(config: RunConfig, store: ObjectStore) -> dict[str, EnsembleVerifier]:
+    """The ensembles that score, by reference. Raises ValueError if the store lacks one."""
     seconds = config.timeouts.reward_seconds
-    return EnsembleVerifier(EnsembleReward(ensemble, seed=config.seed, timeout_seconds=seconds))
+    opened = {}
+    for field, reference in config.ensembles().items():
+        ensemble = find_ensemble(field, reference, store)
+        reward = EnsembleReward(ensemble, seed=config.seed, timeout_seconds=seconds)
+        opened[reference] = EnsembleVerifier(reward)
+    return opened
+
+
+def _scored_by(scored: list[Scored]) -> dict[str, ScoredBy]:
+    """Who gave the scores, and what they took together."""
+    seconds: dict[str, float] = {}
+    versions: dict[str, str] = {}
+    for score in (score for each in scored for score in each.scores):
+        versions[score.name] = score.version
+        seconds[score.name] = seconds.get(score.name, 0.0) + score.seconds
+    return {name: ScoredBy(version=v, seconds=seconds[name]) for name, v in versions.items()}
 
 
 def _responses(rows: list[dict[str, Any]]) -> list[Response]:
@@ -270,10 +298,8 @@ def _prompt(row: dict[str, Any]) -> Prompt:
     )
 
 
-def _reward_by_sample(table: pa.Table) -> tuple[float, ...]:
-    sums: dict[int, float] = {}
-    for sample, reward in zip(
-        table["sample"].to_pylist(), table["reward"].to_pylist(), strict=True
-    ):
-        sums[sample] = sums.get(sample, 0.0) + reward
-    return tuple(sums[sample] for sample in sorted(sums))
+def _rewards_by_group(table: pa.Table) -> tuple[tuple[float, ...], ...]:
+    groups: dict[str, dict[int, float]] = {}
+    for row in table.select(["group_id", "sample", "reward"]).to_pylist():
+        groups.setdefault(row["group_id"], {})[row["sample"]] = row["reward"]
+    return tuple(tuple(of[sample] for sample in sorted(of)) for of in groups.values())

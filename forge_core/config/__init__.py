@@ -210,11 +210,10 @@ class RunConfig(Section):
 
         That of an ensemble's verifiers is named by the ensemble. Raises ValueError for a name that is not registered.
         """
-        is_ensemble = self.reward is not None and self.reward.startswith(ENSEMBLE_PREFIX)
         named = {
             "environment.name": environment_class("environment.name", self.environment.name),
             "reward": None
-            if is_ensemble or self.reward is None
+            if "reward" in self.ensembles() or self.reward is None
             else resolved("reward", VERIFIERS, self.reward),
             "loss": self.loss,
             "generate_episode": self.generate_episode,
@@ -227,6 +226,17 @@ class RunConfig(Section):
             },
         }
         return {field: reference for field, reference in named.items() if reference is not None}
+
+    def ensembles(self) -> dict[str, str]:
+        """References to fitted ensembles, by the field that names them."""
+        named = {
+            f"verifiers.{name}.params.reference": str(each.params["reference"])
+            for name, each in self.verifiers.items()
+            if each.kind == "ensemble"
+        }
+        if self.reward is not None and self.reward.startswith(ENSEMBLE_PREFIX):
+            named["reward"] = self.reward
+        return named
 
     @property
     def kind(self) -> Kind:
@@ -251,9 +261,8 @@ class RunConfig(Section):
 
     def scoring_seconds(self, num_episodes: int) -> float:
         """Until so many episodes are scored: each prompt has deadlines of its own, which name what misses them."""
-        slow = [
-            each for each in self.verifiers.values() if each.kind in ("code", "function", "math")
-        ]
+        kinds = "code", "function", "math", "ensemble"
+        slow = [each for each in self.verifiers.values() if each.kind in kinds]
         num_slow = len(slow) + (self.reward is not None)
         per_prompt = num_slow * self.scoring.attempts * self.timeouts.reward_seconds
         return max(self.timeouts.stage_seconds, num_episodes * per_prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,7 +57,13 @@ class SamplingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out prompts, answered once sampled as in training and once greedily."""
+    """Held-out prompts, answered sampled as in training and once greedily."""
 
     num_prompts: int = Field(500, ge=1)
     """Number of distinct held-out prompts."""
+    num_samples: int = Field(1, ge=1)
+    """Answers to each that are sampled as in training. With k or more of them pass@k is told, the probability that one
+    of k is right, for 1, 2, 4 and so on; right is a reward above 0.5."""
+    scorer: Literal["reward", "environment"] = "reward"
+    """`reward`: what scores training scores the answers, too; `environment`: the environment's own scorer does, which
+    shows what a reward or verifiers of yours are worth by the truth."""

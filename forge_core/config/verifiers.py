@@ -8,9 +8,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from forge_core.config.base import Section
+from forge_core.config.episodes import ENSEMBLE_PREFIX
 
 Kind = Literal[
-    "environment", "exact", "normalised", "numeric", "math", "regex", "format", "length", "code", "function"
+    "environment", "exact", "normalised", "numeric", "math", "regex", "format", "length", "code", "function",
+    "ensemble",
 ]  # fmt: skip
 
 
@@ -111,6 +113,20 @@ class FunctionParams(Section):
     """A function with TRL's signature, as `path/file.py:name`, `module:name` or by its registered name."""
 
 
+class EnsembleParams(Section):
+    """Which ensemble."""
+
+    reference: str
+    """One that `forgeflow fit-verifiers` has fitted, as `ensemble:NAME@VERSION`."""
+
+    @field_validator("reference")
+    @classmethod
+    def _is_one(cls, reference: str) -> str:
+        if not reference.startswith(ENSEMBLE_PREFIX):
+            raise ValueError(f"{reference!r} is no ensemble: write {ENSEMBLE_PREFIX}NAME@VERSION")
+        return reference
+
+
 PARAMS: dict[str, type[Section]] = {
     "environment": NoParams,
     "exact": ExtractionParams,
@@ -122,6 +138,7 @@ PARAMS: dict[str, type[Section]] = {
     "length": LengthParams,
     "code": CodeParams,
     "function": FunctionParams,
+    "ensemble": EnsembleParams,
 }
 """By kind, what its parameters are."""
 

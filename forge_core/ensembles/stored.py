@@ -99,6 +99,12 @@ def check_request(store: ObjectStore, request: FitRequest) -> None:
     named = {*request.scores, request.labels} - {None, RUN_SCORES}
     for name in sorted(n for n in named if n is not None):
         check_covers(store, request.run_id, name, commits)
+        composed = read_set(store, request.run_id, name).composition
+        if composed is not None and name in request.scores:
+            raise ValueError(
+                f"--scores {name!r} are made up of {', '.join(composed['verifiers'])}: an ensemble weighs them itself; "
+                "rescore by each alone and name those sets"
+            )
 
 
 def read_scored(store: ObjectStore, request: FitRequest) -> ScoredEpisodes:

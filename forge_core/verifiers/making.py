@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from forge_core.config import RunConfig
 from forge_core.config.verifiers import (
     CodeParams,
+    EnsembleParams,
     ExtractionParams,
     FormatParams,
     FunctionParams,
+    Kind,
     LengthParams,
     MathParams,
     NumericParams,
@@ -38,26 +40,40 @@ _MATH_SECONDS = 300.0
 """Until an answer of math-verify, which has its bound in processor time, is given up for another attempt."""
 
 
-def make_panel(config: RunConfig, ensemble: EnsembleVerifier | None = None) -> Panel:
-    """The verifiers of a config, `ensemble` being the one that its reward names, if it names one.
+def make_panel(config: RunConfig, ensembles: Mapping[str, EnsembleVerifier] | None = None) -> Panel:
+    """The verifiers of a config, `ensembles` being those that it names, by reference.
 
     Nothing is started before they are loaded or asked. Raises ValueError if its environment or a file does not resolve.
     """
     verifiers = config.verifiers
-    if ensemble is not None:
-        assert config.reward is not None
-        name = config.reward.rpartition(":")[2]
-        return Panel({name: (VerifierConfig(kind="environment"), ensemble)}, config.scoring)
     if not verifiers and config.reward is not None:
         name = config.reward.rpartition(":")[2]
-        verifiers = {name: VerifierConfig(kind="function", params={"reference": config.reward})}
+        kind: Kind = "ensemble" if "reward" in config.ensembles() else "function"
+        verifiers = {name: VerifierConfig(kind=kind, params={"reference": config.reward})}
     elif not verifiers:
-        environment = _environment(config)
-        return Panel(
-            {environment.name: (VerifierConfig(kind="environment"), environment)}, config.scoring
-        )
+        return _environment_panel(config)
+    known = ensembles or {}
     return Panel(
-        {name: (each, _make(config, each)) for name, each in verifiers.items()}, config.scoring
+        {name: (each, _make(config, each, known)) for name, each in verifiers.items()},
+        config.scoring,
+    )
+
+
+def make_evaluating_panel(config: RunConfig) -> Panel | None:
+    """What scores held-out answers, where that is something else than what scores training.
+
+    Raises ValueError as `make_panel` does.
+    """
+    is_other = config.reward is not None or bool(config.verifiers)
+    if config.evaluation.scorer == "reward" or not is_other:
+        return None
+    return _environment_panel(config)
+
+
+def _environment_panel(config: RunConfig) -> Panel:
+    environment = _environment(config)
+    return Panel(
+        {environment.name: (VerifierConfig(kind="environment"), environment)}, config.scoring
     )
 
 
@@ -83,10 +99,14 @@ class EnvironmentVerifier:
         pass
 
 
-def _make(config: RunConfig, verifier: VerifierConfig) -> Verifier:
+def _make(
+    config: RunConfig, verifier: VerifierConfig, ensembles: Mapping[str, EnsembleVerifier]
+) -> Verifier:
     params = verifier.typed_params()
     made = _version(_BUILT_IN, params.model_dump(mode="json"))
     match params:
+        case EnsembleParams():
+            return ensembles[params.reference]
         case FunctionParams():
             reference = resolved("verifiers", VERIFIERS, params.reference)
             return FunctionVerifier(

@@ -280,3 +280,93 @@ def _name_in_record(store: LocalStore, record: Any, data: bytes) -> None:
     told["part"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     key = layout.scores_key(record.run_id, record.name, record.commit[-15:-5])
     store.replace(key, json.dumps(told).encode())
+
+
+COMPOSITION = """
+[verifiers.long]
+kind = "regex"
+params.pattern = "11"
+gate = 1.0
+
+[verifiers.digits]
+kind = "function"
+params.reference = "{rewards}:by_length"
+weight = 0.5
+
+[verifiers.sum]
+kind = "environment"
+weights = [[0, 0.0], [9, 2.0]]
+
+[scoring]
+compose = "sum"
+closed_reward = -1.0
+"""
+
+
+def test_a_whole_composition_scores_stored_episodes(past_run: MakeRun, tmp_path: Path) -> None:
+    """Of each group the first response is 1, which the gate keeps out, and the second 11."""
+    own = tmp_path / "own.py"
+    own.write_text(REWARDS)
+    run = past_run("r1", environment={"name": f"{own}:Own"})
+    run.step(1, [0, 1])
+    file = tmp_path / "scoring.toml"
+    file.write_text(COMPOSITION.format(rewards=own))
+    rescore(run, "whole", str(file))
+    (commit,) = commits(run)
+    # Half of the length, and twice what the environment gives, which is half of the length.
+    assert list(read_scores(run.store, commit, "whole").values()) == [-1.0, 3.0, -1.0, 3.0]
+    found = find_scores(run.store, commit, "whole")
+    assert found is not None
+    table = pq.read_table(pa.BufferReader(run.store.read(found.part.key)))
+    told = [json.loads(details) for details in table["details"].to_pylist()]
+    assert told[:2] == [{"long": 0.0}, {"long": 1.0, "digits": 2.0, "sum": 1.0}]
+    assert found.scored_by.keys() == {"long", "digits", "sum"}
+    assert all(each.version and each.seconds >= 0 for each in found.scored_by.values())
+    made = read_set(run.store, "r1", "whole")
+    assert made.composition is not None and made.composition["scoring"]["closed_reward"] == -1.0
+    assert run.store.read(made.sources[0].key).decode() == REWARDS
+    assert made.environment is not None
+    file.write_text(COMPOSITION.format(rewards=own).replace("0.5", "0.7"))
+    with pytest.raises(ValueError, match="scores 'whole' of run 'r1' are those of verifier"):
+        begin(run, "whole", str(file))
+
+
+def test_a_run_can_be_scored_by_what_it_was_scored_with(past_run: MakeRun, rewards: Path) -> None:
+    verifiers = {"short": {"kind": "length", "params": {"overlong_tokens": 2, "max_tokens": 4}}}
+    composed = past_run("r1", verifiers=verifiers)
+    scorer = resolve_scorer("run", composed.config, composed.store)
+    assert scorer.composition is not None and scorer.composition["verifiers"].keys() == {"short"}
+    by_function = past_run("r2", reward=f"{rewards}:by_length")
+    assert resolve_scorer("run", by_function.config, by_function.store).name == "by_length"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps = 3", "has 'steps', which scores nothing"),
+        ("[scoring]", "has no verifiers"),
+        ("[verifiers.a]\nkind = 'exakt'", "verifiers.a.kind = 'exakt': it must be"),
+        ("[verifiers", "is no valid toml"),
+        (
+            "[verifiers.a]\nkind = 'ensemble'\nparams.reference = 'weaver@1'",
+            "'weaver@1' is no ensemble: write ensemble:NAME@VERSION",
+        ),
+        (
+            "[verifiers.a]\nkind = 'ensemble'\nparams.reference = 'ensemble:weaver@1'",
+            "weaver",
+        ),
+        (
+            "[verifiers.a]\nkind = 'function'\nparams.reference = 'nowhere.py:f'",
+            "verifiers.a.params.reference 'nowhere.py:f' does not resolve",
+        ),
+    ],
+)
+def test_a_composition_that_makes_no_score_is_refused(
+    past_run: MakeRun, tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "scoring.toml"
+    file.write_text(text)
+    run = past_run("r1")
+    run.step(1, [0])
+    with pytest.raises(ValueError, match=words):
+        begin(run, "whole", str(file))

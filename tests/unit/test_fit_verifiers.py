@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_ensemble_reward
+from flows.preflight import check_ensembles
 from forge_core.actors.verifier import Verifier
 from forge_core.ensembles.reference import find_ensemble
 from forge_core.ensembles.reward import EnsembleReward
@@ -128,6 +128,28 @@ def test_an_ensemble_is_fitted_kept_and_scores(scored: Any, weak: Path) -> None:
     assert asked == [stored["r1-00000003-000"], stored["r1-00000003-001"]]
 
 
+def test_an_ensemble_is_one_verifier_of_several(scored: Any, weak: Path, tmp_path: Path) -> None:
+    """A gate before it, and a set that several have made is nothing to fit to."""
+    fitted = fit(scored)
+    rescore(scored, "alone", fitted.reference)
+    file = tmp_path / "scoring.toml"
+    file.write_text(
+        "[verifiers.long]\nkind = 'regex'\nparams.pattern = '11'\ngate = 1.0\n"
+        f"[verifiers.weak]\nkind = 'ensemble'\nparams.reference = '{fitted.reference}'\nweight = 2.0\n"
+    )
+    rescore(scored, "both", str(file))
+    commit = counted_commits(scored.store, "r1")[0]
+    alone = read_scores(scored.store, commit, "alone")
+    both = read_scores(scored.store, commit, "both")
+    assert [both[f"r1-{draw:08d}-001"] for draw in range(9)] == [
+        2.0 * alone[f"r1-{draw:08d}-001"] for draw in range(9)
+    ]
+    assert both["r1-00000000-000"] == 0.0
+    request = FitRequest(run_id="r1", scores=("a", "b", "both"), name="other")
+    with pytest.raises(ValueError, match="'both' are made up of long, weak: an ensemble weighs"):
+        check_request(scored.store, request)
+
+
 def test_the_same_fit_is_one_version_and_another_the_next(scored: Any) -> None:
     first = fit(scored)
     assert fit(scored) == first
@@ -177,10 +199,10 @@ def test_an_ensemble_is_named_with_its_version_and_its_verifiers_stay_as_they_we
             find_ensemble("reward", reference, scored.store)
     config = scored.config.model_copy(update={"reward": fitted.reference})
     assert config.user_code() == {}
-    check_ensemble_reward(config, scored.store.uri)
+    check_ensembles(config, scored.store.uri)
     weak.write_text(WEAK + "\n# changed\n")
     with pytest.raises(ValueError, match=r"has changed since it was fitted.*kept at ensembles/"):
-        check_ensemble_reward(config, scored.store.uri)
+        check_ensembles(config, scored.store.uri)
     with pytest.raises(ValueError, match="has changed since it was fitted"):
         begin_set(scored.store, "r1", "mine", fitted.reference, ME)
     with EnsembleReward(fitted, seed=0, timeout_seconds=60) as reward:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_run import finished
 
 from flows.html_report.charts import _smoothed
 from flows.html_report.data import read_run
@@ -87,6 +88,17 @@ def test_smoothing_starts_at_the_first_value_and_follows() -> None:
 def test_touching_intervals_of_one_kind_are_one(store: LocalStore) -> None:
     kinds = [each.kind for each in read_run(store, "left").intervals()["trainer"]]
     assert kinds == ["train", "wait_batch"] * 5
+
+
+def test_what_stands_out_is_shown_with_samples(tmp_path: Path) -> None:
+    run = finished(LocalStore(tmp_path / "made"))
+    page = render([read_run(run.store, "run")])
+    assert "Nothing stands out" in page and "highest reward" in page
+    assert '<td>trained</td><td class="number">4</td>' in page
+    assert '<td>no_signal</td><td class="number">1</td><td class="number">2</td>' in page
+    assert "(pass@k)" in page and "Distinct 1- and 2-grams" in page
+    run.store.replace(run.commit_key(0), b"nothing")
+    assert "cannot be read: " + run.commit_key(0) in render([read_run(run.store, "run")])
 
 
 def test_two_runs_stand_side_by_side_and_differences_in_bold(store: LocalStore) -> None:

@@ -214,6 +214,12 @@ def test_a_wrong_score_of_an_evaluation_is_found(run: MadeRun) -> None:
     assert "as 0.9 greedy; its episodes give 1.05" in run.told("evaluation")
 
 
+def test_a_wrong_pass_at_k_is_found(run: MadeRun) -> None:
+    """Of the sampled answers, with rewards 0 and 0.1, none is right."""
+    run.evaluate("final", 2, pass_at={1: 0.5})
+    assert "with pass@1 0.5; its episodes give 0.0" in run.told("evaluation")
+
+
 def test_a_held_out_prompt_that_was_trained_on_is_found(run: MadeRun) -> None:
     run.evaluate("final", 2, held_out=False)
     assert "prompt p0 of evaluation final" in run.told("held_out")

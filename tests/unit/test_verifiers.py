@@ -469,7 +469,8 @@ def test_a_part_keeps_who_gave_what_by_the_weights_of_what_sampled_it(tmp_path: 
     actor._panel.close()
     table = read_committed(store, "run")
     assert of_run.commit and table["reward"].to_pylist() == [1.5] * 4
-    assert of_run.reward_by_sample == (3.0, 3.0)
+    assert of_run.rewards == ()
+    assert of_evaluation.rewards == ((2.0, 2.0), (2.0, 2.0))
     assert read_part(store, of_evaluation.part)["reward"].to_pylist() == [2.0] * 4
     for scores, told in zip(
         table["scores"].to_pylist(), table["scored_by"].to_pylist(), strict=True
@@ -477,3 +478,27 @@ def test_a_part_keeps_who_gave_what_by_the_weights_of_what_sampled_it(tmp_path: 
         assert scores == [{"name": "digit", "value": 1.0}, {"name": "right", "value": 1.0}]
         assert [each["name"] for each in told] == ["digit", "right"]
         assert all(each["version"] and each["seconds"] >= 0.0 for each in told)
+
+
+def test_held_out_answers_can_get_the_environments_own_score(tmp_path: Path) -> None:
+    """Training sees the verifiers alone, and the evaluation the environment alone."""
+    store = LocalStore(tmp_path)
+    metadata = '{"index": 0, "question": "1 + 1 =", "fields": {}}'
+    told = {"environment": "chain_sum", "prompt": "1 + 1 =", "metadata": metadata}
+    rows = [made_episodes.episode(0, s, response=str(3 - s), **told) for s in range(2)]
+    part = write_part(store, "part", pa.Table.from_pylist(rows, SCHEMA))
+    config = {
+        "environment": {"name": "chain_sum"},
+        "evaluation": {"scorer": "environment"},
+        "verifiers": {"three": {"kind": "regex", "params": {"pattern": "3"}}},
+    }
+    actor = Actor(RunConfig.model_validate(config), store.uri, 0.0)
+    actor._score_part(ScoreRequest(run_id="run", part=part, commit="c"))
+    of_evaluation = actor._score_part(ScoreRequest(run_id="run", part=part, key_prefix="e"))
+    actor._panel.close()
+    table = read_committed(store, "run")
+    assert table["reward"].to_pylist() == [1.0, 0.0]
+    ((wrong, right),) = of_evaluation.rewards
+    assert wrong < 0.1 and right == 1.0
+    (score,) = read_part(store, of_evaluation.part)["scores"].to_pylist()[1]
+    assert score == {"name": "chain_sum", "value": 1.0}
