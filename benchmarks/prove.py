@@ -9,6 +9,7 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     report     the report opens in headless Chromium, 390 and 1400 pixels wide: nothing on the console, no request
     latency    from command to the first reinforcement step at most 90 s, the warm start at most 45 s of them
     defects    eight defects, planted one after the other in a copy of the code: each makes the tests fail
+    docs       every long shell block of README and docs runs, for hours; docs-readme, docs-tutorial: of that page
     offline    the tiny preset in a network namespace that has nothing but loopback
     bitwise    the same config twice, under other run ids: the same weights to the bit
     3.1        the flow process killed at 30 points of runs in each regime, ten of them on S3: each run goes on to its
@@ -55,6 +56,7 @@ from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.controller_proof import PROOFS as CONTROLLER_PROOFS
 from benchmarks.ensemble_proof import PROOFS as ENSEMBLE_PROOFS
+from benchmarks.docs_proof import PROOFS as DOCS_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.loss_proofs import prove_loss, prove_losses
 from benchmarks.mutants import prove_mutants
@@ -349,6 +351,7 @@ BARS: dict[str, Callable[[], tuple[bool, dict[str, Any]]]] = {
     **SANDBOX_PROOFS,
     **VERIFIER_PROOFS,
     **ENSEMBLE_PROOFS,
+    **DOCS_PROOFS,
 }
 
 

@@ -9,6 +9,7 @@ at most two lines that say what and how to mend it; 1: otherwise.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from typing import Annotated
 
@@ -40,11 +41,28 @@ from forge_core.settings import list_presets, load_config
 
 app = typer.Typer(
     name="forgeflow",
-    help="Post-train language models: generate, score, train, publish.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"forgeflow {importlib.metadata.version('forgeflow')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Post-train language models: generate, score, train, publish."""
 
 
 @app.command()

@@ -1,0 +1,59 @@
+"""The shell blocks of README and docs run: the short ones here, the others where benchmarks/shell_blocks.py says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from made_run import finished
+
+from benchmarks.docs_proof import run_blocks, setting
+from benchmarks.shell_blocks import ROOT, commands, documents, shell_blocks
+from storage.objects import LocalStore
+
+BLOCKS = [block for document in documents() for block in shell_blocks(document)]
+PAGES_WITH_SHORT_BLOCKS = sorted({block.document for block in BLOCKS if block.where == "short"})
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_SHORT_BLOCKS)
+def test_the_short_blocks_of_a_page_run(tmp_path: Path, page: str) -> None:
+    setting(tmp_path)
+    finished(LocalStore(tmp_path / "forge-store"), "RUN")
+    for result in run_blocks(ROOT / page, tmp_path, ("short",)):
+        assert result.exit_code == 0, f"{result.block.name}\n{result.block.text}\n{result.output}"
+
+
+def test_blocks_that_do_not_run_here_are_counted() -> None:
+    """A block more or less that runs elsewhere is to be noticed: change the number with the page."""
+    assert Counter(block.where for block in BLOCKS)["elsewhere"] == 0
+    assert Counter(block.where for block in BLOCKS)["short"] >= 5
+    assert Counter(block.where for block in BLOCKS)["long"] >= 25
+
+
+def test_where_a_block_runs_follows_from_its_commands_or_is_said(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\nforgeflow runs\n```\n\n    forgeflow run --preset tiny\n\n"
+        "```sh\nforgeflow run --preset tiny --dry-run \\\n  --set steps=3\n```\n\n"
+        "    make test\n\n    a = b + c\n\n```python\nforgeflow = 1\n```\n\n"
+        "<!-- shell: elsewhere, needs a GPU -->\n\n    forgeflow run --preset gsm8k-8b\n"
+    )
+    blocks = shell_blocks(page)
+    wheres = ["short", "long", "short", "ci", "elsewhere"]
+    assert [block.where for block in blocks] == wheres
+    assert [block.reason for block in blocks] == ["", "", "", "", "needs a GPU"]
+    assert [block.line for block in blocks] == [2, 5, 8, 12, 22]
+
+
+@pytest.mark.parametrize("comment", ["elsewhere", "short, why", "sometimes"])
+def test_a_comment_that_says_nothing_known_is_an_error(tmp_path: Path, comment: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- shell: {comment} -->\n\n    make demo\n")
+    with pytest.raises(ValueError, match=r"page\.md"):
+        shell_blocks(page)
+
+
+def test_here_documents_are_no_commands() -> None:
+    text = "cat > a.py <<'EOF'\nforgeflow run\nEOF\nforgeflow runs  # all\n"
+    assert commands(text) == [["cat", ">", "a.py", "<<EOF"], ["forgeflow", "runs"]]
