@@ -24,7 +24,7 @@ from benchmarks.shell_blocks import ROOT, Block, documents, shell_blocks
 LAST_STEP = 8
 """What `STEP` stands for: the last step of the run `RUN`."""
 _LONGEST_SECONDS = 3600
-_JUDGES = '''\
+_JUDGES = """\
 def by_length(prompts, completions, **columns):
     return [float(len(text) == 9) for text in completions]
 
@@ -35,7 +35,7 @@ def by_unit(prompts, completions, **columns):
 
 def by_model(prompts, completions, answer, **columns):
     return [float(text[1:2] == right[1:2]) for text, right in zip(completions, answer)]
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,7 @@ def setting(folder: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "deployments", "examples", "docs"):
         (folder / name).symlink_to(ROOT / name)
     environment = folder / ".venv"
-    environment.mkdir()
-    (environment / "bin").symlink_to(Path(sys.executable).parent)
+    _write_programs(environment / "bin")
     shutil.copy(ROOT / "deployments" / "requirements-cpu.txt", environment / "installed-lock.txt")
     shutil.copy(ROOT / "pyproject.toml", environment / "installed-project.toml")
 
@@ -73,9 +72,19 @@ def setting(folder: Path) -> None:
     (folder / "data.csv").write_text("problem,solution\n" + table)
 
 
+def _write_programs(folder: Path) -> None:
+    """The programs of an environment, which run this checkout in the environment of this process."""
+    folder.mkdir(parents=True)
+    for name, words in (("python", ""), ("forgeflow", " -m flows.cli")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        program.chmod(0o755)
+    (folder / "activate").write_text('PATH="$PWD/.venv/bin:$PATH"\n')
+
+
 def run_blocks(document: Path, folder: Path, where: Collection[str]) -> Iterator[Ran]:
     """Run the blocks of a page that belong there, in order, in a folder that `setting` has filled."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     for block in shell_blocks(document):
         if block.where not in where:
@@ -130,7 +139,7 @@ def prove_docs(pages: Collection[str] = ()) -> tuple[bool, dict[str, Any]]:
 
 def _make_run(folder: Path) -> None:
     command = [
-        str(Path(sys.executable).parent / "forgeflow"), "run", "--preset", "tiny", "--run-id", "RUN",
+        sys.executable, "-m", "flows.cli", "run", "--preset", "tiny", "--run-id", "RUN",
         "--set", f"steps={LAST_STEP}",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

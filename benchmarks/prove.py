@@ -55,8 +55,8 @@ from typing import Any, get_args
 from benchmarks.browser import look_at
 from benchmarks.colocated_proof import PROOFS as COLOCATED_PROOFS
 from benchmarks.controller_proof import PROOFS as CONTROLLER_PROOFS
-from benchmarks.ensemble_proof import PROOFS as ENSEMBLE_PROOFS
 from benchmarks.docs_proof import PROOFS as DOCS_PROOFS
+from benchmarks.ensemble_proof import PROOFS as ENSEMBLE_PROOFS
 from benchmarks.failure_proofs import PROOFS as FAILURE_PROOFS
 from benchmarks.loss_proofs import prove_loss, prove_losses
 from benchmarks.mutants import prove_mutants

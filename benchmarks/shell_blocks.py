@@ -28,9 +28,13 @@ _COMMAND = re.compile(
     r"^(\$ )?((\S*/)?(forgeflow|make|python3?|pip|prefect|export|tensorboard)\b|\. \.venv/|[A-Z_]+=\S)"
 )
 _SHORT_COMMANDS = frozenset(
-    ("show", "verify", "episodes", "runs", "report", "gc", "doctor", "--help", "--version")
+    ("show", "verify", "episodes", "runs", "report", "gc", "promoted", "--help", "--version")
 )
 """Commands of forgeflow that only read a store."""
+_QUICKENING = frozenset(("--dry-run", "--help", "--no-engine"))
+"""Options with which any command starts nothing."""
+_DATA = (".jsonl", ".csv", ".parquet")
+"""Files that `forgeflow doctor FILE` examines, which starts nothing either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +130,13 @@ def _where(text: str) -> Where:
         if Path(program).name == "make" and arguments:
             kinds.add("ci" if arguments[0] in in_ci else _of_make(arguments[0]))
         elif Path(program).name == "forgeflow" and arguments:
-            is_short = arguments[0] in _SHORT_COMMANDS or {"--dry-run", "--help"} & set(arguments)
+            is_short = (
+                arguments[0] in _SHORT_COMMANDS
+                or _QUICKENING & set(arguments)
+                or (arguments[0] == "doctor" and arguments[1:2] and arguments[1].endswith(_DATA))
+            )
             kinds.add("short" if is_short else "long")
-        elif Path(program).name.startswith("python") and arguments:
+        elif Path(program).name.startswith(("python", "prefect")) and arguments:
             kinds.add("long")
     return next((kind for kind in ("long", "ci") if kind in kinds), "short")  # type: ignore[return-value]
 
