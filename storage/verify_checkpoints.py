@@ -63,7 +63,7 @@ class _Audit:
                 self.counted["bytes"] += len(data)
                 if file.key == f"{fact.key}{MANIFEST}":
                     manifest = _read_manifest(file.key, data)
-                    digest = WeightsDigest(manifest["tied"])
+                    digest = WeightsDigest(fact.weights_digest, manifest["tied"])
                 elif digest is not None and _holds_weights(fact, file):
                     digest.add(file.key, data)
             except (ValueError, ObjectNotFound) as error:

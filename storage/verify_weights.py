@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import xxhash
+
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -28,18 +30,24 @@ _DTYPES = {
 """What torch calls them, which is how the digest names them."""
 
 
-class WeightsDigest:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors, whatever their order and their files.
+_XXH3 = "xxh3-"
+"""What a digest begins with that is made with it."""
 
-    Equal to the digest that the trainer logs. A tied tensor is stored once and counts under each of its names.
+
+class WeightsDigest:
+    """Digest over names, dtypes, shapes and bytes of tensors, whatever their order and their files.
+
+    Equal to the one that the trainer logs: made with XXH3, or with SHA-256 where `told`, what the log says, was. A tied
+    tensor is stored once and counts under each of its names.
 
     Example:
-        digest = WeightsDigest(tied={"lm_head.weight": "model.embed_tokens.weight"})
+        digest = WeightsDigest(fact.weights_digest, tied={"lm_head.weight": "model.embed_tokens.weight"})
         digest.add(key, data)
         digest.hexdigest()
     """
 
-    def __init__(self, tied: Mapping[str, str]) -> None:
+    def __init__(self, told: str, tied: Mapping[str, str]) -> None:
+        self._is_sha256 = not told.startswith(_XXH3)
         self._aliases: dict[str, list[str]] = {}
         for alias, stored in tied.items():
             self._aliases.setdefault(stored, []).append(alias)
@@ -48,17 +56,22 @@ class WeightsDigest:
     def add(self, key: str, data: bytes) -> None:
         """Take the tensors of a file. Raises ValueError if it is no safetensors file."""
         for name, dtype, shape, content in _tensors(key, data):
+            checksum = None if self._is_sha256 else xxhash.xxh3_128(content).hexdigest()
             for each in (name, *self._aliases.get(name, ())):
-                head = hashlib.sha256(f"{each}|{dtype}|{shape}|".encode())
-                head.update(content)
-                self._by_name[each] = head.digest()
+                head = f"{each}|{dtype}|{shape}|"
+                if checksum is None:
+                    own = hashlib.sha256(head.encode())
+                    own.update(content)
+                    self._by_name[each] = own.digest()
+                else:
+                    self._by_name[head] = f"{head}{checksum}\n".encode()
 
     def hexdigest(self) -> str:
         """The digest of all tensors so far."""
-        total = hashlib.sha256()
-        for name in sorted(self._by_name):
-            total.update(self._by_name[name])
-        return total.hexdigest()
+        parts = b"".join(self._by_name[name] for name in sorted(self._by_name))
+        if self._is_sha256:
+            return hashlib.sha256(parts).hexdigest()
+        return _XXH3 + xxhash.xxh3_128(parts).hexdigest()
 
 
 def _tensors(key: str, data: bytes) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:

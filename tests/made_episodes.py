@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from storage import facts, layout
 from storage.episodes import SCHEMA, Figures
@@ -108,12 +109,12 @@ TIED = {"lm_head": "embed"}
 def weights_digest(step: int, salt: int = 0) -> str:
     """Their digest, as the trainer would log it."""
     tensors = weights(step, salt)
-    total = hashlib.sha256()
-    for name in sorted([*tensors, *TIED]):
-        tensor = tensors[TIED.get(name, name)]
-        head = f"{name}|{tensor.dtype}|{tensor.shape}|".encode()
-        total.update(hashlib.sha256(head + tensor.tobytes()).digest())
-    return total.hexdigest()
+    told = {name: tensors[TIED.get(name, name)] for name in (*tensors, *TIED)}
+    lines = sorted(
+        f"{name}|{tensor.dtype}|{tensor.shape}|{xxhash.xxh3_128(tensor.tobytes()).hexdigest()}\n"
+        for name, tensor in told.items()
+    )
+    return "xxh3-" + xxhash.xxh3_128("".join(lines).encode()).hexdigest()
 
 
 def file_of(key: str, data: bytes) -> FileRef:

@@ -2,9 +2,10 @@
 
     python restoring.py FOLDER RUN...
 
-A run is `RANKSxTENSOR_PARALLEL:JOB,JOB,...`; runs follow each other, each on new processes. A job is `KEY=FROM+LAST`: a
-new model is brought to where checkpoint FROM was taken (`nothing`: to its beginning), is trained to the step LAST, and
-its checkpoint is written as KEY. Rank 0 prints a line of JSON for each step.
+A run is `RANKSxTENSOR_PARALLEL:JOB,JOB,...`; runs follow each other, each on new processes. Behind the layout may stand
+fields of the trainer, `2x2;precision=bf16_autocast:JOB`. A job is `KEY=FROM+LAST`: a new model is brought to where
+checkpoint FROM was taken (`nothing`: to its beginning), is trained to the step LAST, and its checkpoint is written as
+KEY. Rank 0 prints a line of JSON for each step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +41,7 @@ from forge_core.sharding import (
     shard_model,
     whole_tensors,
 )
+from forge_core.weights.segments import Pool
 from forge_core.weights.shards import pack_shards
 from storage.objects import LocalStore
 from storage.records import FileRef
@@ -60,14 +63,14 @@ def sequences(step: int) -> list[Sequence]:
 
 
 def work(
-    folder: Path, rendezvous: str, rank: int, ranks: int, tensor_parallel: int, jobs: list[str]
+    folder: Path, rendezvous: str, rank: int, trainer: dict[str, Any], jobs: list[str]
 ) -> None:
     """Be one rank of a run."""
     torch.set_num_threads(1)
     config = RunConfig.model_validate(
         {
             "steps": 25,
-            "trainer": {"ranks": ranks, "tensor_parallel": tensor_parallel},
+            "trainer": trainer,
             # Low enough that gradients are clipped.
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "max_gradient_norm": 0.1},
         }
@@ -113,7 +116,7 @@ def work(
 def write_version(folder: Path, model: torch.nn.Module, step: int, layout: Layout) -> None:
     """The buckets that this rank would put into TorchStore; rank 0 also writes the manifest."""
     reshard(model)
-    manifest, buckets = pack_shards(model.state_dict(keep_vars=True), step, layout)
+    manifest, buckets = pack_shards(model.state_dict(keep_vars=True), step, layout, Pool().take)
     folder.mkdir(parents=True, exist_ok=True)
     rank = torch.distributed.get_rank()
     save_file(
@@ -129,17 +132,28 @@ def read_files(store: LocalStore, key: str) -> tuple[int, tuple[FileRef, ...]]:
     return told["step"], tuple(FileRef(**file) for file in told["files"])
 
 
+def _value(told: str) -> Any:
+    """Of a field: JSON, or else a word."""
+    try:
+        return json.loads(told)
+    except ValueError:
+        return told
+
+
 def main(folder: Path, *runs: str) -> None:
     """Do runs one after the other."""
     # Forked, so that what takes seconds is imported once; nothing here has started a thread yet.
     processes = multiprocessing.get_context("fork")
     for number, run in enumerate(runs):
-        layout, _, jobs = run.partition(":")
-        ranks, share = map(int, layout.split("x"))
+        told, _, jobs = run.partition(":")
+        layout, *fields = told.split(";")
+        ranks, _, share = layout.partition("x")
+        trainer = {"ranks": int(ranks), "tensor_parallel": int(share)}
+        trainer |= {name: _value(told) for name, _, told in (f.partition("=") for f in fields)}
         meet = str(folder / f"meet-{os.getpid()}-{number}")
         started = [
-            processes.Process(target=work, args=(folder, meet, rank, ranks, share, jobs.split(",")))
-            for rank in range(ranks)
+            processes.Process(target=work, args=(folder, meet, rank, trainer, jobs.split(",")))
+            for rank in range(int(ranks))
         ]
         for process in started:
             process.start()

@@ -58,7 +58,7 @@ class Generator(Actor):
         self, replica: int, config: RunConfig, store_uri: str, rendezvous: str, spawned_at: float
     ) -> None:
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
-        store.install()
+        store.install(config.hosts)
         self._replica = replica
         self._config = config
         self._membership = Membership(

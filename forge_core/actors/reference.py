@@ -18,7 +18,7 @@ from forge_core.algorithms.forward import token_logprobs
 from forge_core.config import RunConfig
 from forge_core.sharding import load_weights
 from forge_core.timeline import Interval, Timeline
-from forge_core.weights import packing
+from forge_core.weights.digest import digest as digest_of
 from storage import layout
 from storage.objects import ObjectStore, open_store
 from storage.records import FileRef
@@ -93,11 +93,11 @@ class Reference(Actor):
         self._held = None
         load_weights(self._model, read_weights(self._store, request.key, request.files))
         named: Any = self._model.state_dict(keep_vars=True).items()
-        digest = packing.digest({name: tensor.detach().cpu() for name, tensor in named})
+        digest = digest_of({name: tensor.detach().cpu() for name, tensor in named})
         if digest != request.weights_digest:
             raise ValueError(
-                f"{request.key} holds other weights than the log says: their digest is {digest[:12]}… "
-                f"and not {request.weights_digest[:12]}…"
+                f"{request.key} holds other weights than the log says: their digest is {digest[:17]}… "
+                f"and not {request.weights_digest[:17]}…"
             )
         self._held = digest
 
@@ -113,6 +113,6 @@ def put_estimates(
     """Store figures under a name that ends with their digest, so that attempts cannot collide."""
     data = estimates_file(figures)
     sha256 = hashlib.sha256(data).hexdigest()
-    key = f"{layout.estimates_folder(run_id)}{name}-{sha256[:12]}.safetensors"
+    key = f"{layout.estimates_folder(run_id)}{name}-{sha256[:17]}.safetensors"
     store.put_if_absent(key, data)
     return FileRef(key=key, sha256=sha256, bytes=len(data))

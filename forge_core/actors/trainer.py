@@ -55,6 +55,7 @@ from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
+from forge_core.weights.segments import Pool
 from forge_core.weights.shards import pack_shards
 from storage.objects import open_store
 
@@ -67,7 +68,7 @@ class Trainer(Actor):
     def __init__(
         self, config: RunConfig, store_uri: str, rendezvous: str, spawned_at: float
     ) -> None:
-        store.install()
+        store.install(config.hosts)
         torch.set_num_threads(config.trainer.threads)
         self._config = config
         self._store = open_store(store_uri)
@@ -91,6 +92,7 @@ class Trainer(Actor):
         self._warm_started: WarmStartReply | None = None
         self._weights: tuple[Manifest, dict[int, torch.Tensor]] | None = None
         """Of the version that the trainer stands at, and this rank's buckets."""
+        self._pool = Pool()
         self._writer = CheckpointWriter()
         self._scored: tuple[Any, tuple[tuple[tuple[float, ...], ...], float]] | None = None
         self._offload = Offload(Path(f"{rendezvous}-asleep-{self._rank}"))
@@ -255,7 +257,7 @@ class Trainer(Actor):
         """Lay out what this rank holds of the weights; kept until the next step."""
         reshard(self._model)
         self._weights = pack_shards(
-            self._model.state_dict(keep_vars=True), policy_version, self._layout
+            self._model.state_dict(keep_vars=True), policy_version, self._layout, self._pool.take
         )
         return self._weights[0]
 
@@ -419,8 +421,8 @@ class Trainer(Actor):
             manifest = self._pack(policy_version=request.step)
         if manifest.digest != request.weights_digest:
             raise ValueError(
-                f"{request.key} holds other weights than the log says: their digest is {manifest.digest[:12]}… "
-                f"and not {request.weights_digest[:12]}…"
+                f"{request.key} holds other weights than the log says: their digest is {manifest.digest[:17]}… "
+                f"and not {request.weights_digest[:17]}…"
             )
         self._step, self._last_reply = request.step, None
         return RestoreReply(weights_digest=manifest.digest, intervals=tuple(self._timeline.drain()))

@@ -25,8 +25,8 @@ class Slot:
     """First byte in the bucket."""
     size_bytes: int
     """Number of bytes."""
-    sha256: str
-    """Of name, dtype, shape and bytes of what lies here."""
+    checksum: str
+    """XXH3-128 of the bytes of what lies here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,12 @@ instead of one key per parameter. What one rank holds of a tensor never spans tw
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from forge_core.weights.digest import as_bytes, checksum, combine, head
 from forge_core.weights.manifest import Manifest, Slot
 from forge_core.weights.slices import Slice
 
@@ -25,59 +24,35 @@ Buckets = Mapping[int, torch.Tensor]
 """Flat uint8 tensors by their index, not always all of a version's."""
 
 
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a CPU tensor as a flat uint8 view (a copy only if it is not contiguous)."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+Allocate = Callable[[Sequence[int]], Sequence[torch.Tensor]]
+"""Makes flat uint8 tensors of some sizes in bytes, whose contents do not matter."""
 
 
-def sha256(name: str, tensor: torch.Tensor) -> str:
-    """SHA-256 over name, dtype, shape and bytes of a tensor."""
-    head = f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|"
-    total = hashlib.sha256(head.encode())
-    flat = as_bytes(tensor)
-    if flat.numel():
-        # Its memory itself: a copy would cost as much as the hash. Not by way of numpy either, after which a storage
-        # cannot be resized any more, which is how a colocated trainer falls asleep.
-        total.update((ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr()))
-    return total.hexdigest()
-
-
-def combine(hashes: Mapping[str, str]) -> str:
-    """The digest of tensors from the `sha256` of each."""
-    total = hashlib.sha256()
-    for name in sorted(hashes):
-        total.update(bytes.fromhex(hashes[name]))
-    return total.hexdigest()
-
-
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of `tensors`, whatever their order.
-
-    A hash of hashes, one per tensor, so that it can be computed piecewise and in parallel.
-    """
-    return combine({name: sha256(name, tensor) for name, tensor in tensors.items()})
+def _fresh(sizes: Sequence[int]) -> list[torch.Tensor]:
+    return [torch.empty(size, dtype=torch.uint8) for size in sizes]
 
 
 def pack(
     tensors: Iterable[tuple[str, torch.Tensor]],
     policy_version: int,
     slices: Mapping[str, tuple[Slice, tuple[int, ...]]] | None = None,
+    allocate: Allocate = _fresh,
 ) -> tuple[Manifest, dict[int, torch.Tensor]]:
     """Lay out CPU tensors in buckets: a manifest and the flat uint8 buckets, by their index.
 
     `slices` tells of a tensor that is none of its own which slice of a tensor of which shape it is; the manifest is
-    then one of several that `join` makes one of.
+    then one of several that `join` makes one of. `allocate` gives the memory of the buckets.
 
     Names that share one tensor object (tied embeddings) share its bytes and keep both names: vLLM has to be
     told each of them, or it goes on with the old output layer.
     """
-    named = list(tensors)
     slots: list[Slot] = []
     sizes: list[int] = []
     placed: dict[int, Slot] = {}
-    for name, tensor in named:
+    sources: list[tuple[Slot, torch.Tensor]] = []
+    for name, tensor in tensors:
         if (twin := placed.get(id(tensor))) is not None:
-            slots.append(replace(twin, name=name, sha256=sha256(name, tensor)))
+            slots.append(replace(twin, name=name))
             continue
         size = tensor.numel() * tensor.element_size()
         if not sizes or sizes[-1] + size > BUCKET_BYTES:
@@ -93,21 +68,28 @@ def pack(
                 bucket=len(sizes) - 1,
                 offset_bytes=sizes[-1],
                 size_bytes=size,
-                sha256=sha256(name, tensor),
+                checksum="",
             )
         )
         placed[id(tensor)] = slots[-1]
+        sources.append((slots[-1], tensor))
         sizes[-1] += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    # Alignment gaps are zeroed: the same weights make the same bytes.
-    buckets = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
-    for (_, tensor), slot in zip(named, slots, strict=True):
+    buckets = allocate(sizes)
+    sums = {}
+    for slot, tensor in sources:
         end = slot.offset_bytes + slot.size_bytes
-        buckets[slot.bucket][slot.offset_bytes : end].copy_(as_bytes(tensor))
+        packed = buckets[slot.bucket][slot.offset_bytes : end]
+        packed.copy_(as_bytes(tensor))
+        # Of what will be read: it sees a copy that went wrong, and finds a part of the bytes still in the caches.
+        sums[slot.bucket, slot.offset_bytes] = checksum(packed)
+        # Alignment gaps are zeroed: the same weights make the same bytes.
+        buckets[slot.bucket][end : end + -end % _ALIGNMENT_BYTES].zero_()
+    slots = [replace(slot, checksum=sums[slot.bucket, slot.offset_bytes]) for slot in slots]
     manifest = Manifest(
         policy_version=policy_version,
         slots=tuple(slots),
         bucket_bytes=tuple(sizes),
-        digest=combine({slot.name: slot.sha256 for slot in slots}),
+        digest=combine({head(s.name, s.dtype, s.held.shape): s.checksum for s in slots}),
     )
     return manifest, dict(enumerate(buckets))
 

@@ -12,17 +12,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from forge_core.sharding import Layout, local_part, whole
 from forge_core.weights import packing
+from forge_core.weights.digest import checksum, combine, head
 from forge_core.weights.manifest import Manifest
 from forge_core.weights.slices import Slice
 
 
 def pack_shards(
-    tensors: Mapping[str, torch.Tensor], policy_version: int, layout: Layout
+    tensors: Mapping[str, torch.Tensor],
+    policy_version: int,
+    layout: Layout,
+    allocate: packing.Allocate,
 ) -> tuple[Manifest, dict[int, torch.Tensor]]:
     """The manifest of a version, the same on every rank, and this rank's buckets by their index. Collective.
 
     Every element is in one bucket, also where several ranks hold it. The digest is of whole tensors, so that it is the
-    same whatever the layout; ranks share the work of it.
+    same whatever the layout; ranks share the work of it. `allocate` gives the memory of the buckets.
     """
     held: dict[str, tuple[Slice, tuple[int, ...]]] = {}
     parts: dict[int, torch.Tensor] = {}
@@ -35,7 +39,7 @@ def pack_shards(
                 parts[id(tensor)] = local_part(tensor).detach().cpu()
             pieces.append((name, parts[id(tensor)]))
             held[name] = own, tuple(tensor.shape)
-    part, buckets = packing.pack(pieces, policy_version, held)
+    part, buckets = packing.pack(pieces, policy_version, held, allocate)
     if layout.mesh.size() == 1:
         return part, buckets
     digest = _digest(tensors, layout)
@@ -66,16 +70,17 @@ def held_slice(tensor: torch.Tensor, layout: Layout) -> Slice | None:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], layout: Layout) -> str:
-    """`packing.digest` of the whole tensors; each is gathered, and let go once one rank has hashed it."""
+    """`digest` of the whole tensors; each is gathered, and let go once one rank has summed it."""
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
-    hashes: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for turn, of_one in enumerate(names.values()):
         full = whole(tensors[of_one[0]])
         if turn % layout.mesh.size() == dist.get_rank():
             on_host = full.to("cpu")
-            hashes |= {name: packing.sha256(name, on_host) for name in of_one}
+            total = checksum(on_host)
+            sums |= {head(name, full.dtype, tuple(full.shape)): total for name in of_one}
     of_ranks: list[Any] = [None] * layout.mesh.size()
-    dist.all_gather_object(of_ranks, hashes)
-    return packing.combine({name: each for found in of_ranks for name, each in found.items()})
+    dist.all_gather_object(of_ranks, sums)
+    return combine({name: each for found in of_ranks for name, each in found.items()})

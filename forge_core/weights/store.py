@@ -17,8 +17,10 @@ from monarch.actor import endpoint
 from torchstore.controller import Controller
 from torchstore.storage_volume import StorageVolume
 
+from forge_core.config import HostsConfig
 from forge_core.services.fault_hook import handle_faults_of
-from forge_core.weights import packing
+from forge_core.weights import packing, transport
+from forge_core.weights.digest import checksum, combine, digest, head
 from forge_core.weights.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,16 @@ class AsyncController(Controller):
         Controller.notify_delete._method(self, key, storage_volume_id)
 
 
-def install() -> None:
-    """Make TorchStore use `AsyncController` in this process; harmless to repeat."""
+def install(hosts: HostsConfig | None = None) -> None:
+    """Make TorchStore use `AsyncController` in this process, and shared memory where all is on this machine.
+
+    Harmless to repeat.
+    """
     torchstore.api.Controller = AsyncController
+    if hosts is None or hosts.source == "this_machine":
+        transport.share_memory()
+    else:
+        transport.share_nothing()
 
 
 async def start(volume: Any, name: str, *, timeout_seconds: float) -> None:
@@ -115,18 +124,27 @@ async def get_tensors(
 ) -> dict[str, torch.Tensor]:
     """Whole tensors of a version, or the slices that are wanted, by name; as views of what arrived where they can be.
 
-    Raises what `get_version` raises, and ValueError if the bytes are not those that the manifest tells: whole tensors
-    are held against the version's digest, slices against those of the shards that they were taken from.
+    Raises what `get_version` raises, and ValueError if the bytes are not those that the manifest tells.
     """
     buckets = await get_version(manifest, wanted, timeout_seconds=timeout_seconds)
+    # Beside the loop, which may be sampling with the version before.
+    return await asyncio.to_thread(_unpack, manifest, buckets, wanted)
+
+
+def _unpack(
+    manifest: Manifest, buckets: packing.Buckets, wanted: packing.Wanted | None
+) -> dict[str, torch.Tensor]:
+    """What is wanted, held against the checksum of each slot that it was taken from and, if whole, the digest."""
     tensors = packing.unpack(manifest, buckets, wanted)
-    if wanted is None:
-        has_arrived = packing.digest(tensors) == manifest.digest
-    else:
-        has_arrived = all(
-            packing.sha256(slot.name, packing.view(manifest, slot, buckets)) == slot.sha256
-            for slot in packing.touched(manifest, wanted)
-        )
+    # Tied names lie in one place.
+    places = {(slot.bucket, slot.offset_bytes): slot for slot in packing.touched(manifest, wanted)}
+    has_arrived = all(
+        checksum(packing.view(manifest, slot, buckets)) == slot.checksum for slot in places.values()
+    )
+    if has_arrived and wanted is None:
+        is_joined = any(slot.held.shape != slot.shape for slot in manifest.slots)
+        told = {head(s.name, s.dtype, s.shape): s.checksum for s in manifest.slots}
+        has_arrived = manifest.digest == (digest(tensors) if is_joined else combine(told))
     if not has_arrived:
         raise ValueError(
             f"other bytes of version {manifest.policy_version} arrived than the trainer sent"

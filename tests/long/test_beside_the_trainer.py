@@ -1,12 +1,17 @@
-"""PPO with a critic and a refreshed reference: a run that was killed comes to the weights of the undisturbed."""
+"""PPO with a critic and a refreshed reference: a run that was killed, or whose reference and critic were, comes to the
+weights of the undisturbed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from audits import audit_store
+from harness import Finished, assert_verified
+from sufferer import Sufferer
 
 from benchmarks.kill_matrix import SMALL, Point, Survivor, survive, weights_bytes
 from storage.ledger import Ledger
@@ -34,7 +39,7 @@ CASES: dict[str, list[Point]] = {
 def survivors(
     prefect_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[LocalStore, dict[str, Future[Survivor]]]]:
-    """Both under way at the same time."""
+    """Both under way at the same time, and a third beside them."""
     folder = tmp_path_factory.mktemp("beside")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("PREFECT_API_URL", prefect_server)
@@ -88,3 +93,31 @@ def test_a_killed_run_comes_to_the_same_weights(
     assert weights_bytes(survivors[0], "killed") == weights_bytes(survivors[0], "undisturbed")
     last = [ledger.checkpoints[6].critic for ledger in (whole, again)]
     assert [file.sha256 for file in last[0]] == [file.sha256 for file in last[1]] != []
+
+
+def test_so_does_one_whose_reference_and_critic_are_killed(
+    survivors: tuple[LocalStore, dict[str, Future[Survivor]]],
+) -> None:
+    store, _ = survivors
+    finished = _killed_beside(store.root)
+    assert finished.code == 0, finished.errors
+    assert_verified("beside", store.root)
+    assert [failure["mesh"] for failure in finished.facts("failed")] == ["reference", "critic"]
+    whole, mended = ledger_of(survivors, "undisturbed"), read_ledger(store, "beside")
+    assert mended.weights == whole.weights
+    assert weights_bytes(store, "beside") == weights_bytes(store, "undisturbed")
+    critics = [ledger.checkpoints[6].critic for ledger in (whole, mended)]
+    assert [file.sha256 for file in critics[0]] == [file.sha256 for file in critics[1]] != []
+
+
+def _killed_beside(store: Path) -> Finished:
+    """A run whose reference dies after its second step, and its critic after the next."""
+    run = Sufferer(store, "beside", "--regime", "sync", *OPTIONS)
+    try:
+        for number, mesh in enumerate(("reference", "critic")):
+            run.until("step", 2 + number)
+            run.processes(mesh)[0].kill()
+            run.until("failed", number + 1)
+        return run.finish()
+    finally:
+        run.end()

@@ -1,5 +1,7 @@
 """The digest of a checkpoint's weights, recomputed from its files, is the one that the trainer logs."""
 
+import hashlib
+
 import made_episodes
 import pytest
 from made_episodes import TIED
@@ -24,14 +26,14 @@ def _torch_tensors() -> dict[str, object]:
 def test_the_digest_of_files_is_the_one_that_the_trainer_computes() -> None:
     from safetensors.torch import save
 
-    from forge_core.weights import packing
+    from forge_core.weights.digest import digest as digest_of
 
     tensors: dict[str, object] = _torch_tensors()
-    digest = WeightsDigest(tied={"lm_head.weight": "embed.weight"})
+    digest = WeightsDigest("xxh3-", tied={"lm_head.weight": "embed.weight"})
     digest.add("one", save({"embed.weight": tensors["embed.weight"], "ids": tensors["ids"]}))
     rest = {name: tensors[name] for name in ("scale", "empty", "flags")}
     digest.add("two", save(rest, metadata={"format": "pt"}))
-    assert digest.hexdigest() == packing.digest(tensors)  # type: ignore[arg-type]
+    assert digest.hexdigest() == digest_of(tensors)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -49,12 +51,27 @@ def test_the_digest_of_files_is_the_one_that_the_trainer_computes() -> None:
 )
 def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="weights is no safetensors file"):
-        WeightsDigest(tied={}).add("weights", data)
+        WeightsDigest("", tied={}).add("weights", data)
 
 
 def test_the_made_weights_have_the_digest_of_their_file() -> None:
     from safetensors.numpy import save
 
-    digest = WeightsDigest(TIED)
+    digest = WeightsDigest(made_episodes.weights_digest(3), TIED)
     digest.add("weights", save(made_episodes.weights(3)))
     assert digest.hexdigest() == made_episodes.weights_digest(3)
+
+
+def test_the_digest_of_a_run_that_was_made_with_sha256_is_still_one() -> None:
+    from safetensors.numpy import save
+
+    tensors = made_episodes.weights(3)
+    names = sorted([*tensors, *TIED])
+    total = hashlib.sha256()
+    for name in names:
+        tensor = tensors[TIED.get(name, name)]
+        head = f"{name}|{tensor.dtype}|{tensor.shape}|".encode()
+        total.update(hashlib.sha256(head + tensor.tobytes()).digest())
+    digest = WeightsDigest(total.hexdigest(), TIED)
+    digest.add("weights", save(tensors))
+    assert digest.hexdigest() == total.hexdigest()
