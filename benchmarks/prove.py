@@ -31,7 +31,7 @@ Each runs what a person would run, judges it, writes a dated record under docs/r
     sandbox    a thousand programs in a row, fork bombs, memory bombs and endless output among them, each with the right
                verdict, and no process, file, descriptor or mount left
     slow-verifier  a reward that sleeps for two seconds on one prompt in fifty slows async generation by at most 5 %
-    ensemble   of eight weak verifiers and no label; the tiny preset, trained on its score alone, seeds 0, 1 and 2: at
+    ensemble   of nine weak verifiers and no label; the tiny preset, trained on its score alone, seeds 0, 1 and 2: at
                least 0.75 by the true score
     take-over  a living run resumed by another process at ten moments: exactly one of the two goes on
 """

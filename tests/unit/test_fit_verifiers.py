@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.fit_command import _print_ensemble
 from flows.preflight import check_ensembles
 from forge_core.actors.verifier import Verifier
 from forge_core.ensembles.reference import find_ensemble
@@ -126,6 +128,23 @@ def test_an_ensemble_is_fitted_kept_and_scores(scored: Any, weak: Path) -> None:
         reward.load()
         asked = reward(prompt, ["1", "11"], [[7], [7, 8]])
     assert asked == [stored["r1-00000003-000"], stored["r1-00000003-001"]]
+
+
+def test_the_command_shows_estimates_gain_and_calibration(
+    scored: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = fit(scored, labels="run")
+    assert fitted.report is not None
+    _print_ensemble(fitted, "store")
+    told = capsys.readouterr().out
+    estimated, labelled = fitted.verifiers[0].estimated, fitted.verifiers[0].labelled
+    assert estimated is not None and labelled is not None
+    assert f"{estimated.accuracy:.3f} ({labelled.accuracy:.3f})" in told
+    for words in ("the best single one", "majority vote", "mean of normalised scores", "points"):
+        assert words in told
+    highest = fitted.report.calibration[-1]
+    assert re.search(rf"0\.9 to 1\.0\W+{highest.samples}\W+{highest.predicted:.3f}", told)
+    assert f"calibration error {fitted.report.calibration_error:.3f}" in told
 
 
 def test_an_ensemble_is_one_verifier_of_several(scored: Any, weak: Path, tmp_path: Path) -> None:
