@@ -16,6 +16,8 @@ from forge_core.ensembles.scales import Floats
 
 Ints = NDArray[np.int64]
 
+_MOST = 2**63 - 1
+
 RIGHT_ABOVE = 0.5
 """A reward above it says that the sample is right."""
 
@@ -65,8 +67,8 @@ def repetitions(tokens_T: Ints, lengths: Sequence[int], n: int) -> Floats:
     """The same of each response; NaN for one that is shorter than n."""
     grams, of = _grams(tokens_T, lengths, n)
     num_grams = np.bincount(of, minlength=len(lengths)).astype(np.float64)
-    pairs = np.unique(np.stack([of, grams]), axis=1) if len(grams) else np.empty((2, 0), np.int64)
-    num_distinct = np.bincount(pairs[0], minlength=len(lengths))
+    of_distinct = np.unique(_joined(of, grams), return_index=True)[1]
+    num_distinct = np.bincount(of[of_distinct], minlength=len(lengths))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares: Floats = 1.0 - num_distinct / num_grams
     return shares
@@ -75,17 +77,26 @@ def repetitions(tokens_T: Ints, lengths: Sequence[int], n: int) -> Floats:
 def _grams(tokens_T: Ints, lengths: Sequence[int], n: int) -> tuple[Ints, Ints]:
     """A number for each n-gram that lies within a response, equal for equal ones, and whose response it is."""
     of = np.repeat(np.arange(len(lengths)), lengths)
-    number = np.unique(tokens_T, return_inverse=True)[1].astype(np.int64)
-    single = number
-    for length in range(2, n + 1):
-        # Numbers of the grams that are one shorter, each with the token after it: below T squared, so exact.
-        longer = number[:-1] * (len(tokens_T) + 1) + single[length - 1 :]
-        number = np.unique(longer, return_inverse=True)[1].astype(np.int64)
     if len(tokens_T) < n:
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    number = tokens_T
+    for length in range(2, n + 1):
+        number = _joined(number[:-1], tokens_T[length - 1 :])
     of_first, of_last = of[: len(of) - n + 1], of[n - 1 :]
     is_within = of_first == of_last
     return number[is_within], of_first[is_within]
+
+
+def _joined(left: Ints, right: Ints) -> Ints:
+    """A number for each pair of numbers that are not negative, equal for equal pairs."""
+    base = int(right.max(initial=0)) + 1
+    if (int(left.max(initial=0)) + 1) * base > _MOST:
+        # Numbered anew, by their order, they are below the number of pairs.
+        left = np.unique(left, return_inverse=True)[1].astype(np.int64)
+    if (int(left.max(initial=0)) + 1) * base > _MOST:
+        right = np.unique(right, return_inverse=True)[1].astype(np.int64)
+        base = int(right.max(initial=0)) + 1
+    return left * base + right
 
 
 def disagreement(votes_nk: Floats) -> float | None:

@@ -61,12 +61,16 @@ def test_grams_are_counted_within_responses() -> None:
 def test_grams_of_any_tokens_are_told_apart() -> None:
     """Against sets of tuples."""
     random = np.random.default_rng(0)
-    tokens, lengths = random.integers(0, 150_000, 600) // 30_000, [100, 0, 300, 200]
+    # Few of many tokens, so that they recur and numbers of 4-grams would not fit into 64 bits.
+    tokens, lengths = random.integers(0, 5, 600) * 2**29, [100, 0, 300, 200]
     ends = np.cumsum(lengths)
     rows = [tokens[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)]
     for n in (1, 2, 4):
         grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
         assert distinct(tokens, lengths, n) == pytest.approx(len(set(grams)) / len(grams))
+        by_row = [[tuple(row[i : i + n]) for i in range(len(row) - n + 1)] for row in rows if row]
+        shares = [1 - len(set(each)) / len(each) for each in by_row]
+        assert repetition(tokens, lengths, n) == pytest.approx(sum(shares) / len(shares))
 
 
 def test_verifiers_disagree_on_samples_that_both_have_seen() -> None:
