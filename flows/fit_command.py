@@ -151,10 +151,10 @@ def _print_ensemble(fitted: Ensemble, store: str) -> None:
         picks.add_row("at most possible", f"{rates.possible:.1%}", "")
         out.print(picks)
         curve = Table("probability", "samples", "mean probability", "share right")
-        for each in fitted.report.calibration:
-            shares = (each.predicted, each.right)
+        for tenth in fitted.report.calibration:
+            shares = (tenth.predicted, tenth.right)
             told = ("" if share is None else f"{share:.3f}" for share in shares)
-            curve.add_row(f"{each.low:.1f} to {each.high:.1f}", f"{each.samples:,}", *told)
+            curve.add_row(f"{tenth.low:.1f} to {tenth.high:.1f}", f"{tenth.samples:,}", *told)
         out.print(curve)
         out.print(f"calibration error {fitted.report.calibration_error:.3f}")
     out.print(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from forge_core.actors.messages import (
     DrawnPrompt,
     GenerateRequest,
@@ -61,31 +63,27 @@ async def evaluate(name: str, policy_version: int) -> None:
         prefix = layout.evaluation_prefix(run.run_id, f"{name}-{replica:03d}")
         request = ScoreRequest(run_id=run.run_id, part=reply.stored.part, key_prefix=prefix)
         scored.append(await score_part(run, request))
-    *sampled, greedy = (
-        sum(of_sample) / len(drawn)
-        for of_sample in zip(*(row for reply in scored for row in reply.rewards), strict=True)
-    )
-    num_right = [
-        sum(reward > RIGHT_ABOVE for reward in row[:num_samples])
-        for reply in scored
-        for row in reply.rewards
-    ]
-    run.append(
-        facts.Evaluated(
-            name=name,
-            policy_version=policy_version,
-            sampled=sum(sampled) / num_samples,
-            greedy=greedy,
-            num_prompts=len(drawn),
-            num_samples=num_samples,
-            pass_at=tuple(
-                facts.PassAt(
-                    k=k,
-                    probability=sum(pass_at_k(num_samples, c, k) for c in num_right)
-                    / len(num_right),
-                )
-                for k in powers_of_two(num_samples)
-            ),
-            parts=tuple(reply.part for reply in scored),
-        )
+    run.append(told(name, policy_version, scored, num_samples))
+
+
+def told(
+    name: str, policy_version: int, scored: Sequence[ScoreReply], num_samples: int
+) -> facts.Evaluated:
+    """What rewards come to, where each prompt has `num_samples` samples and, after them, the greedy one."""
+    rows = [row for reply in scored for row in reply.rewards]
+    *sampled, greedy = (sum(of_sample) / len(rows) for of_sample in zip(*rows, strict=True))
+    num_right = [sum(reward > RIGHT_ABOVE for reward in row[:num_samples]) for row in rows]
+    passed = {
+        k: sum(pass_at_k(num_samples, c, k) for c in num_right) / len(rows)
+        for k in powers_of_two(num_samples)
+    }
+    return facts.Evaluated(
+        name=name,
+        policy_version=policy_version,
+        sampled=sum(sampled) / num_samples,
+        greedy=greedy,
+        num_prompts=len(rows),
+        num_samples=num_samples,
+        pass_at=tuple(facts.PassAt(k=k, probability=each) for k, each in passed.items()),
+        parts=tuple(reply.part for reply in scored),
     )

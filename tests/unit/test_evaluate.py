@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.resume import config_from
+from forge_core.actors.messages import ScoreReply
 from forge_core.config import RunConfig
 from forge_core.placement.roles import mesh_names, roles_of
 from forge_core.settings import load_config
 from storage import facts, layout
 from storage.deleting import children
 from storage.objects import LocalStore
+from storage.records import PartRef
+from tasks.evaluation import told
 
 
 @pytest.fixture
@@ -126,3 +129,20 @@ def test_what_a_run_evaluates_may_be_changed_and_its_weights_not(store: LocalSto
         config_from(
             "run", file=None, overrides=["model.tiny.num_layers=1"], store=store.uri, given=given
         )
+
+
+def test_an_evaluation_tells_means_and_pass_at_k() -> None:
+    """Two replicas with one prompt each; of four samples one, and then three, are right."""
+    part = PartRef(key="p", sha256="0" * 64, bytes=1, rows=5)
+    replies = [
+        ScoreReply(
+            commit=None, part=part, group_ids=("g",), num_episodes=5, intervals=(), rewards=(row,)
+        )
+        for row in ((0.0, 1.0, 0.0, 0.2, 1.0), (1.0, 0.9, 0.0, 0.7, 0.5))
+    ]  # fmt: skip
+    fact = told("final", 3, replies, 4)
+    assert (fact.num_prompts, fact.num_samples, len(fact.parts)) == (2, 4, 2)
+    assert fact.sampled == pytest.approx(3.8 / 8) and fact.greedy == 0.75
+    found = {each.k: each.probability for each in fact.pass_at}
+    # Of six pairs, three hold the one that is right; of the other prompt's, all hold one of three.
+    assert found == {1: pytest.approx(0.5), 2: pytest.approx((3 / 6 + 1) / 2), 4: 1.0}
