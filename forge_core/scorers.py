@@ -153,7 +153,7 @@ def begin_set(
         kept[key] = data
         return FileRef(key=key, sha256=sha256, bytes=len(data))
 
-    environment = scorer.config.environment.model_dump(mode="json")
+    environment = scorer.config.environment.as_scorer()
     kinds = {each.kind for each in scorer.config.verifiers.values()}
     is_asked = "environment" in kinds if kinds else scorer.config.reward is None
     opened = open_set(

@@ -52,6 +52,8 @@ class Draw(Record):
     """Name of the environment."""
     index: NonNegativeInt
     """Index of the task in the environment."""
+    level: NonNegativeInt = 0
+    """Level of its environment's curriculum, from 0."""
 
 
 class Admitted(Record):

@@ -49,7 +49,7 @@ class Problem:
 class Group:
     """What the log says about one group."""
 
-    drawn: tuple[int, str, str, str, int] | None = None
+    drawn: tuple[int, str, str, str, int, int] | None = None
     """What the draw that admitted it says, as plain values: a record each would be most of a long run's memory."""
     state: GroupState = GroupState.ADMITTED
     """How far it has come."""
@@ -79,7 +79,7 @@ class Group:
         """The draw that admitted it; None if the log never did."""
         if self.drawn is None:
             return None
-        draw, group_id, prompt_id, environment, index = self.drawn
+        draw, group_id, prompt_id, environment, index, level = self.drawn
         # They were valid when they came.
         return facts.Draw.model_construct(
             draw=draw,
@@ -87,11 +87,14 @@ class Group:
             prompt_id=prompt_id,
             environment=environment,
             index=index,
+            level=level,
         )
 
     @draw.setter
     def draw(self, draw: facts.Draw) -> None:
-        self.drawn = (draw.draw, draw.group_id, draw.prompt_id, draw.environment, draw.index)
+        self.drawn = (
+            draw.draw, draw.group_id, draw.prompt_id, draw.environment, draw.index, draw.level,
+        )  # fmt: skip
 
 
 class Groups(dict[str, Group]):

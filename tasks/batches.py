@@ -108,6 +108,12 @@ def groups_without_signal(run: ActiveRun, group_ids: Sequence[str]) -> tuple[str
     return without_signal({group: list(episodes.values()) for group, episodes in found.items()})
 
 
+def mean_rewards(run: ActiveRun, fact: facts.Committed) -> dict[str, float]:
+    """The mean reward of each group of a commit."""
+    found = _rewards(run, [fact.commit], fact.group_ids, RUN_SCORES)
+    return {g: float(np.mean(list(episodes.values()))) for g, episodes in found.items()}
+
+
 def _zero_and_given(
     episodes: dict[str, dict[str, float]], advantages: Mapping[str, float]
 ) -> dict[str, list[float]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from forge_core.actors.messages import DrawnPrompt, GenerateRequest, StoredPart
+from forge_core.environments.base import level_of
 from storage import facts, layout
 from tasks.batches import choose_batch
 from tasks.calls import commit_scored, not_dropped, on_replicas
 from tasks.learn import level
+from tasks.levels import drawn_prompt
 from tasks.references import Generation, Round, Scored, StepBatch
 from tasks.refill import drawn_for, may_fill_up
 from tasks.run import ActiveRun, current
@@ -163,7 +165,7 @@ def draw(run: ActiveRun, ordinals: Iterable[int]) -> list[DrawnPrompt]:
         DrawnPrompt(
             draw=ordinal,
             group_id=layout.group_id(run.run_id, ordinal),
-            prompt=run.environment.train_prompt(ordinal),
+            prompt=drawn_prompt(run, ordinal),
         )
         for ordinal in ordinals
     ]
@@ -181,6 +183,7 @@ def admitted(round: int, drawn: list[DrawnPrompt], step: int | None = None) -> f
                 prompt_id=d.prompt.prompt_id,
                 environment=d.prompt.environment,
                 index=d.prompt.index,
+                level=level_of(d.prompt),
             )
             for d in drawn
         ),

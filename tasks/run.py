@@ -20,6 +20,7 @@ from forge_core.actors.messages import CheckpointReply, LoadReply, PublishReply
 from forge_core.buffers.mixture import ReplayBuffer
 from forge_core.config import RunConfig
 from forge_core.environments import Environment, load_environment
+from forge_core.levels import Levels
 from forge_core.mesh import Mesh
 from forge_core.meshes import Meshes, open_meshes
 from forge_core.placement.roles import mesh_names, roles_of
@@ -100,6 +101,8 @@ class ActiveRun:
     """By replica, the weights that it loaded last."""
     buffer: ReplayBuffer | None = None
     """What may be trained on again, as it stands after the step that was batched last; None until it is asked for."""
+    levels: Levels = field(default_factory=Levels)
+    """How far the tasks have come in their curricula, by the commits that were looked at."""
     recovery: Recovery | None = None
     """What brings meshes back that fail."""
     turns: Turns | None = None

@@ -22,6 +22,7 @@ from forge_core.config.base import Device, Section
 from forge_core.config.buffer import BufferConfig, SourceConfig, check_buffer
 from forge_core.config.episodes import (
     ENSEMBLE_PREFIX,
+    CurriculumConfig,
     EnvironmentConfig,
     EvaluationConfig,
     SamplingConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "CollectConfig",
     "CorrectionConfig",
     "CriticConfig",
+    "CurriculumConfig",
     "Device",
     "EnvironmentConfig",
     "Estimator",
@@ -211,7 +213,7 @@ class RunConfig(Section):
         That of an ensemble's verifiers is named by the ensemble. Raises ValueError for a name that is not registered.
         """
         named = {
-            "environment.name": environment_class("environment.name", self.environment.name),
+            **self._environment_classes(),
             "reward": None
             if "reward" in self.ensembles() or self.reward is None
             else resolved("reward", VERIFIERS, self.reward),
@@ -253,6 +255,13 @@ class RunConfig(Section):
             "warm_start": self.warm_start_only,
         }
         return [name for name, is_chosen in kinds.items() if is_chosen]
+
+    def _environment_classes(self) -> dict[str, str | None]:
+        tasks = {
+            f"environment.tasks.{k}.name": each.name for k, each in self.environment.tasks.items()
+        }
+        named = tasks or {"environment.name": self.environment.name}
+        return {field: environment_class(field, name) for field, name in named.items()}
 
     @property
     def trains(self) -> bool:
@@ -349,6 +358,14 @@ class RunConfig(Section):
         if self.regime != "hybrid" and (self.train_rounds or self.collect is not None):
             raise ValueError(
                 f"regime {self.regime!r} has no rounds that could be collected apart: set regime to hybrid"
+            )
+        curricula = [self.environment.curriculum]
+        curricula += [task.curriculum for task in self.environment.tasks.values()]
+        is_apart = self.train_rounds or self.collect is not None
+        if is_apart and any(each.success is not None for each in curricula):
+            raise ValueError(
+                "environment.curriculum.success needs the rewards of all groups, and a round that is collected apart "
+                "has its own alone: let levels rise by steps"
             )
         if self.collect is not None and self.parent_run_id is None:
             raise ValueError(

@@ -1,14 +1,17 @@
 """Environments: where prompts come from and how responses are scored.
 
-`load_environment` resolves `environment.name`: a reasoning-gym task, `question_answer` for a file of questions, or
-a class of the user's, by its reference or by the name that an installed package has registered it by.
+`load_environment` resolves `environment.name`: a reasoning-gym task, `question_answer` for a file of questions,
+`mixture` for several of them, or a class of the user's, by its reference or by the name that an installed package has
+registered it by.
 """
 
 from __future__ import annotations
 
 from forge_core.config import EnvironmentConfig
+from forge_core.config.episodes import MIXTURE
 from forge_core.environments import question_answer
 from forge_core.environments.base import Environment, Prompt
+from forge_core.environments.mixture import MixtureEnvironment
 from forge_core.registration import ENVIRONMENTS, environment_class
 from forge_core.user_code import load_object
 
@@ -20,11 +23,24 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
 
     Raises ValueError if the name does not resolve or the parameters or template are not accepted.
     """
+    if config.name == MIXTURE:
+        tasks = {name: _load_task(config, name, seed) for name in config.tasks}
+        return MixtureEnvironment(config, seed, tasks)
     reference = environment_class("environment.name", config.name)
+    if config.curriculum.levels:
+        if reference is not None or config.name == question_answer.NAME:
+            raise ValueError(
+                f"environment.curriculum lays parameters of reasoning-gym over each other, and {config.name!r} is none "
+                "of its tasks: leave it out"
+            )
+        # Deferred: reasoning-gym takes about a second to import.
+        from forge_core.environments.curriculum import CurriculumEnvironment
+
+        return CurriculumEnvironment(config, seed)
     if reference is None:
         if config.name == question_answer.NAME:
             return question_answer.QuestionAnswerEnvironment(config, seed)
-        # Deferred: reasoning-gym takes about a second to import.
+        # Deferred, as above.
         from forge_core.environments.reasoning_gym import ReasoningGymEnvironment
 
         return ReasoningGymEnvironment(config, seed)
@@ -45,12 +61,20 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
     return environment
 
 
+def _load_task(config: EnvironmentConfig, name: str, seed: int) -> Environment:
+    try:
+        return load_environment(config.of_task(name), seed)
+    except ValueError as error:
+        told = str(error).replace("environment.", f"environment.tasks.{name}.", 1)
+        raise ValueError(told) from error
+
+
 def _check_free(name: str, reference: str) -> None:
     """Refuse a registered name that something else has as well: which is meant nobody could tell."""
     # Deferred, as above.
     from reasoning_gym.factory import DATASETS
 
-    if name == question_answer.NAME or name in DATASETS:
+    if name in (question_answer.NAME, MIXTURE) or name in DATASETS:
         raise ValueError(
             f"environment.name {name!r} is built in, and an installed package has registered {reference} by it in "
             f"{ENVIRONMENTS}: write {reference!r} if you mean that one, or take the package away"

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from forge_core.config.episodes import CurriculumConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,26 @@ class Environment(Protocol):
 
         Raises whatever the verifier raises: that is a defect of the verifier, not a reward.
         """
+
+
+@runtime_checkable
+class Leveled(Environment, Protocol):
+    """An environment whose training prompts may be asked for at a level, from 0."""
+
+    @property
+    def curricula(self) -> Mapping[str, CurriculumConfig]:
+        """How levels rise, by the name that the prompts carry; empty if none do."""
+
+    def task_of(self, ordinal: int) -> str:
+        """The name that the training prompt with this ordinal carries, whatever its level."""
+
+    def train_prompt(self, ordinal: int, level: int = 0) -> Prompt:
+        """As `Environment.train_prompt`; the level is in the prompt's metadata, as `level`, where there are several."""
+
+
+def level_of(prompt: Prompt) -> int:
+    """The level of a prompt; 0 where there are none."""
+    return int(prompt.metadata.get("level", 0))
 
 
 def prompt_id(environment: str, text: str, answer: str) -> str:

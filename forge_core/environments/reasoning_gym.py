@@ -63,6 +63,17 @@ class ReasoningGymEnvironment:
             self._train.append(self._next_train_prompt())
         return self._train[ordinal]
 
+    def train_prompt_at(self, ordinal: int) -> base.Prompt:
+        """A training prompt with this ordinal of another order, for whose sake none before it is made.
+
+        Raises ValueError if there is none.
+        """
+        for turn in range(_LONGEST_SEARCH):
+            prompt = self._prompt(f"{self._train_stream}-{turn}", ordinal)
+            if not base.is_held_out(prompt.text, self._config.test_fraction):
+                return prompt
+        raise self._none_to_train_on()
+
     def test_prompts(self, num_prompts: int) -> list[base.Prompt]:
         fraction = self._config.test_fraction
         found: dict[str, base.Prompt] = {}
@@ -99,7 +110,10 @@ class ReasoningGymEnvironment:
             if not base.is_held_out(prompt.text, self._config.test_fraction):
                 self._next_index = index + 1
                 return prompt
-        raise ValueError(
+        raise self._none_to_train_on()
+
+    def _none_to_train_on(self) -> ValueError:
+        return ValueError(
             f"environment.test_fraction {self._config.test_fraction} leaves no prompt of "
             f"{self.name} to train on: lower it, or make the task more varied"
         )

@@ -138,16 +138,24 @@ def _make(
 
 def _environment(config: RunConfig) -> EnvironmentVerifier:
     section = config.environment
-    reference = environment_class("environment.name", section.name)
-    if reference is not None:
-        software = _source_version(reference)
-    elif section.name == question_answer.NAME:
-        software = _BUILT_IN
-    else:
-        software = f"reasoning-gym {version('reasoning-gym')}"
     # Seeds order prompts and decide no score.
     environment = load_environment(section, config.seed)
-    return EnvironmentVerifier(environment, version=_version(software, section.params))
+    names = sorted({each.name for each in section.tasks.values()} or {section.name})
+    software = " ".join(dict.fromkeys(map(_software, names)))
+    about: object = section.params
+    if section.tasks or section.curriculum.levels:
+        about = section.model_dump(mode="json", include={"params", "tasks", "curriculum"})
+    return EnvironmentVerifier(environment, version=_version(software, about))
+
+
+def _software(name: str) -> str:
+    """What decides the scores of an environment."""
+    reference = environment_class("environment.name", name)
+    if reference is not None:
+        return _source_version(reference)
+    if name == question_answer.NAME:
+        return _BUILT_IN
+    return f"reasoning-gym {version('reasoning-gym')}"
 
 
 def _pool(
