@@ -71,7 +71,7 @@ _SPECS = (
         mode="lines+markers",
     ),
     _Spec(
-        title="The same of a step's prompts (pass@k)",
+        title="Of a step's prompts, probability that one of k samples is right (pass@k)",
         series=lambda run: run.told("pass@"),
     ),
     _Spec(

@@ -248,7 +248,7 @@ def _lengths(table: pa.Table) -> np.ndarray:
 
 
 def _samples(table: pa.Table, judged: np.ndarray) -> Iterator[StepSample]:
-    """Those that stand out, each once."""
+    """Those that stand out, equal answers to a prompt once."""
     rewards, lengths = table["reward"].to_numpy(), _lengths(table)
     tokens = np.asarray(pc.list_flatten(table["response_token_ids"]), dtype=np.int64)
     repeated = np.nan_to_num(repetitions(tokens, lengths.tolist(), _MANY_GRAM))
@@ -259,20 +259,23 @@ def _samples(table: pa.Table, judged: np.ndarray) -> Iterator[StepSample]:
         spread = np.nanstd(judged, axis=1)
         if spread.max() > 0:
             kinds["verifiers disagree most"] = spread
-    shown: set[int] = set()
     rows: list[dict[str, Any]] = table.drop_columns(["response_token_ids"]).to_pylist()
+    shown: set[tuple[str, str]] = set()
     for why, values in kinds.items():
-        order = [i for i in np.argsort(-values, kind="stable").tolist() if i not in shown]
-        for i in order[:_SAMPLES_OF_A_KIND]:
-            shown.add(i)
-            yield StepSample(
-                why=why,
-                prompt=rows[i]["prompt"],
-                answer=rows[i]["answer"],
-                response=rows[i]["response"],
-                reward=rows[i]["reward"],
-                scores={score["name"]: score["value"] for score in rows[i]["scores"] or []},
-            )
+        left = _SAMPLES_OF_A_KIND
+        for i in np.argsort(-values, kind="stable").tolist():
+            said = rows[i]["prompt"], rows[i]["response"]
+            if left and said not in shown:
+                left -= 1
+                shown.add(said)
+                yield StepSample(
+                    why=why,
+                    prompt=rows[i]["prompt"],
+                    answer=rows[i]["answer"],
+                    response=rows[i]["response"],
+                    reward=rows[i]["reward"],
+                    scores={score["name"]: score["value"] for score in rows[i]["scores"] or []},
+                )
 
 
 def _drops(ledger: Ledger, lengths: Mapping[str, Sequence[int]]) -> tuple[Outcome, ...]:
