@@ -33,6 +33,8 @@ _SHORT_COMMANDS = frozenset(
 """Commands of forgeflow that only read a store."""
 _QUICKENING = frozenset(("--dry-run", "--help", "--no-engine"))
 """Options with which any command starts nothing."""
+_SERVERS = (["make", "server"], ["forgeflow", "server"])
+"""Commands that do not end."""
 _DATA = (".jsonl", ".csv", ".parquet")
 """Files that `forgeflow doctor FILE` examines, which starts nothing either."""
 
@@ -69,7 +71,12 @@ def shell_blocks(document: Path) -> list[Block]:
     for line, language, text, comment in _code(document.read_text("utf-8").splitlines()):
         if language != "sh" and not (language == "indented" and _COMMAND.match(text)):
             continue
-        where, reason = _said(document, comment) if comment else (_where(text), "")
+        if comment:
+            where, reason = _said(document, comment)
+        elif any(words[:2] in _SERVERS for words in commands(text)):
+            where, reason = "elsewhere", "runs until it is stopped"
+        else:
+            where, reason = _where(text), ""
         name = str(document.relative_to(ROOT)) if document.is_relative_to(ROOT) else document.name
         found.append(Block(document=name, line=line, text=text, where=where, reason=reason))
     return found
@@ -155,6 +162,8 @@ def commands(text: str) -> list[list[str]]:
         if marker := re.search(r"<<-?\s*'?(\w+)'?", line):
             end = marker[1]
         words = shlex.split(line, comments=True)
+        # What stands before the program itself, such as `timeout 9`, says nothing of where it runs.
+        known = (n for n, word in enumerate(words) if Path(word).name in ("forgeflow", "make"))
         if words:
-            found.append(words)
+            found.append(words[next(known, 0) :])
     return found

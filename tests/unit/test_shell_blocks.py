@@ -40,12 +40,15 @@ def test_where_a_block_runs_follows_from_its_commands_or_is_said(tmp_path: Path)
         "```sh\nforgeflow run --preset tiny --dry-run \\\n  --set steps=3\n```\n\n"
         "    make test\n\n    a = b + c\n\n```python\nforgeflow = 1\n```\n\n"
         "<!-- shell: elsewhere, needs a GPU -->\n\n    forgeflow run --preset gsm8k-8b\n"
+        "\nand\n\n```sh\ntimeout 9 forgeflow run --preset tiny\n```\n\nor\n\n    make server   # its address\n"
     )
     blocks = shell_blocks(page)
-    wheres = ["short", "long", "short", "ci", "elsewhere"]
+    wheres = ["short", "long", "short", "ci", "elsewhere", "long", "elsewhere"]
     assert [block.where for block in blocks] == wheres
-    assert [block.reason for block in blocks] == ["", "", "", "", "needs a GPU"]
-    assert [block.line for block in blocks] == [2, 5, 8, 12, 22]
+    assert [block.reason for block in blocks] == [
+        *[""] * 4, "needs a GPU", "", "runs until it is stopped",
+    ]  # fmt: skip
+    assert [block.line for block in blocks] == [2, 5, 8, 12, 22, 27, 32]
 
 
 @pytest.mark.parametrize("comment", ["elsewhere", "short, why", "sometimes"])
