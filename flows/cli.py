@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import machine, maintenance, replay_commands, reports, round_commands
+from flows.deploy_command import deploy
 from flows.doctor import doctor
 from flows.evaluate_command import evaluate
 from flows.experiment_command import experiment, promoted
@@ -146,6 +147,7 @@ app.command()(reports.verify)
 app.command()(reports.episodes)
 app.command()(maintenance.gc)
 app.command()(report)
+app.command()(deploy)
 app.command()(machine.server)
 app.command()(doctor)
 

@@ -5,7 +5,7 @@ from storage.facts import Checkpoint
 from storage.ledger import Ledger
 from storage.log import read_entries, read_incarnations
 from storage.objects import ObjectStore
-from storage.runs import read_config
+from storage.runs import list_runs, read_config
 
 
 def read_ledger(store: ObjectStore, run_id: str) -> Ledger:
@@ -42,3 +42,16 @@ def is_finished(store: ObjectStore, run_id: str) -> bool:
     if not store.exists(layout.config_key(run_id)):
         return False
     return read_ledger(store, run_id).status == "finished"
+
+
+def newest_with_checkpoint(store: ObjectStore) -> str:
+    """The run that was begun last of those that have a checkpoint. Raises ValueError if the store has none."""
+    begun = []
+    for run_id in list_runs(store):
+        if incarnations := read_incarnations(store, run_id):
+            begun.append((incarnations[0].controller.claimed_at, run_id))
+    for _, run_id in sorted(begun, reverse=True):
+        ledger = read_ledger(store, run_id)
+        if ledger.checkpoints.keys() - ledger.pruned:
+            return run_id
+    raise ValueError(f"store {store.uri} has no run with a checkpoint: train one first")
