@@ -133,17 +133,24 @@ def read_file(path: Path, model: type[_File]) -> _File:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    return check_content(content, model, str(path))
+
+
+def check_content(content: Any, model: type[_File], where: str) -> _File:
+    """What a file holds, as its model. Raises ValueError, a sentence that names `where`, key and mend."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        if first["type"] == "extra_forbidden":
-            raise ValueError(
-                f"{path}: {key} is no key that is known there: mend its name"
-            ) from None
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{path}: {key}: {reason}") from None
+        raise ValueError(f"{where}: {first_reason(error)}") from None
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first thing that a model refused, in a sentence."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"])) or "the whole"
+    if first["type"] == "extra_forbidden":
+        return f"{key} is no key that is known there: mend its name"
+    return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def lost_keys(given: Any, kept: Any, at: str = "") -> list[str]:

@@ -19,7 +19,14 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from pydantic import TypeAdapter, ValidationError
 
-from flows.deploy_file import DeploymentSpec, PrefectFile, ScheduleSpec, ServerFile, lost_keys
+from flows.deploy_file import (
+    DeploymentSpec,
+    PrefectFile,
+    ScheduleSpec,
+    ServerFile,
+    first_reason,
+    lost_keys,
+)
 
 POOL_TEMPLATE = ProcessWorker.get_default_base_job_template()
 """What a job of the work pool has."""
@@ -128,11 +135,8 @@ def _check_parameters(flow: Flow[..., Any], given: dict[str, Any], where: str) -
         try:
             TypeAdapter(signature.parameters[name].annotation).validate_python(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            if first["type"] == "missing":
-                continue
-            key = ".".join(map(str, (name, *first["loc"])))
-            raise ValueError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
+            if error.errors()[0]["type"] != "missing":
+                raise ValueError(f"{where}: {name}: {first_reason(error)}") from None
 
 
 def make_schedule(spec: ScheduleSpec, where: str, *, active: bool | None = None) -> Any:
@@ -154,8 +158,7 @@ def make_schedule(spec: ScheduleSpec, where: str, *, active: bool | None = None)
             slug=spec.slug,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{where}: schedule {spec.slug!r}: {first['msg']}") from None
+        raise ValueError(f"{where}: schedule {spec.slug!r}: {first_reason(error)}") from None
 
 
 def _make_trigger(given: dict[str, Any], flow: Flow[..., Any], where: str) -> Any:
@@ -164,9 +167,7 @@ def _make_trigger(given: dict[str, Any], flow: Flow[..., Any], where: str) -> An
     try:
         trigger = _TRIGGERS.validate_python(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {key}: {first['msg']}") from None
+        raise ValueError(f"{where}: {first_reason(error)}") from None
     _refuse_lost(given, trigger.model_dump(mode="json"), where)
     _check_parameters(flow, given.get("parameters", {}), f"{where}: parameters")
     return trigger
@@ -186,8 +187,7 @@ def make_automation(given: dict[str, Any], notification: dict[str, Any] | None) 
     try:
         automation = AutomationCore.model_validate({**given, "actions": actions})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{where}: {first_reason(error)}") from None
     _refuse_lost({**given, "actions": actions}, automation.model_dump(mode="json"), where)
     return automation
 

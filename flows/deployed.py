@@ -15,22 +15,26 @@ from pydantic import Field
 
 from flows import collect as collecting
 from flows import evaluate as evaluating
+from flows import experiment as experimenting
 from flows import fit_verifiers as fitting
 from flows import post_train as training
 from flows import replay as replaying
 from flows import rescore as rescoring
 from flows import train_rounds as rounds
-from flows.forms import EvaluationForm, ReplayForm, RoundsForm, TrainingForm
+from flows import warm_start as warming
+from flows.forms import EvaluationForm, ReplayForm, RoundsForm, TrainingForm, WarmStartForm
 from flows.preflight import check_config, check_machine
 from flows.replay_config import check_replay, replay_config
 from flows.resume import config_from
 from flows.run_flow import run_name
 from flows.s3_block import use_s3_block
 from forge_core.config import RunConfig
+from forge_core.config.promotion import PromotionConfig
 from forge_core.rounds import NotYet, claim_round
 from forge_core.settings import stored_config
 from storage import layout
 from storage.objects import check_writable, open_store
+from storage.promotions import candidate_run
 from storage.resume import newest_with_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,48 @@ async def post_train(
     run_id = run_id or str(flow_run.id)
     config = await _config(store, run_id, settings.config)
     await training.post_train.fn(config, store, run_id)
+
+
+def _experiment_name() -> str:
+    return str(flow_run.parameters.get("experiment_id") or flow_run.id)
+
+
+@flow(name="experiment", flow_run_name=_experiment_name, persist_result=False)
+async def experiment(
+    settings: TrainingForm = TrainingForm(),  # noqa: B008
+    promotion: PromotionConfig = PromotionConfig(),  # noqa: B008
+    store: Text = STORE,
+    experiment_id: str | None = None,
+) -> None:
+    """Train a checkpoint, hold it against the one that was promoted last, and promote it if it is better.
+
+    Args:
+        settings: What is trained.
+        promotion: What the checkpoint is held against, and how much better it must be.
+        store: Where runs are kept: a folder or s3://BUCKET/PREFIX.
+        experiment_id: Name of the experiment. Empty: the flow run's id.
+    """
+    experiment_id = experiment_id or str(flow_run.id)
+    config = await _config(store, candidate_run(experiment_id), settings.config)
+    await experimenting.experiment.fn(config, store, experiment_id, promotion)
+
+
+@flow(name="warm-start", flow_run_name=run_name, persist_result=False)
+async def warm_start(
+    settings: WarmStartForm = WarmStartForm(),  # noqa: B008
+    store: Text = STORE,
+    run_id: str | None = None,
+) -> None:
+    """Train on right answers alone; a run that names its checkpoint RUN@0 goes on from it.
+
+    Args:
+        settings: What is trained.
+        store: Where runs are kept: a folder or s3://BUCKET/PREFIX.
+        run_id: Name of the run; one that has begun goes on with its own settings. Empty: the flow run's id.
+    """
+    run_id = run_id or str(flow_run.id)
+    config = await _config(store, run_id, settings.config)
+    await warming.warm_start_run.fn(config, store, run_id)
 
 
 @flow(name="train-rounds", flow_run_name=run_name, persist_result=False)

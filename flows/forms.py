@@ -75,6 +75,31 @@ class TrainingForm(Form):
         return load_config(preset=self.preset, file=None, overrides=[*layers, *self.overrides])
 
 
+class WarmStartForm(Form):
+    """A warm start alone, as far as it differs from a preset."""
+
+    preset: Preset = Field("tiny", description="Config that all other fields lie over.")
+    steps: int | None = Field(None, ge=1, description="Supervised steps; empty: the preset's.")
+    batch_size: int | None = Field(None, ge=1, description="Samples a step; empty: the preset's.")
+    learning_rate: float | None = Field(None, ge=0.0, description="Empty: the preset's.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**31, description="Of prompts and model; empty: the preset's."
+    )
+    overrides: Overrides
+
+    def config(self) -> RunConfig:
+        """The whole config. Raises ValueError, with a sentence that names field, value and mend."""
+        given = {
+            "warm_start.steps": self.steps,
+            "warm_start.batch_size": self.batch_size,
+            "warm_start.learning_rate": self.learning_rate,
+            "seed": self.seed,
+        }
+        layers = ["warm_start_only=true"]
+        layers += [f"{key}={value}" for key, value in given.items() if value is not None]
+        return load_config(preset=self.preset, file=None, overrides=[*layers, *self.overrides])
+
+
 class RoundsForm(Form):
     """A run that trains on rounds which others collect, as far as it differs from a preset."""
 

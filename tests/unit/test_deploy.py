@@ -22,7 +22,7 @@ from prefect.settings import (
 
 from flows.deploy import Deployed, deploy
 from flows.deploy_command import FOLDER, read_files
-from flows.deploy_file import PrefectFile, ServerFile, read_file
+from flows.deploy_file import PrefectFile, ServerFile, check_content
 from flows.deploy_plan import make_automation, make_plans
 from flows.ephemeral import take_empty_database
 
@@ -121,18 +121,19 @@ def test_what_the_server_does_not_keep_is_told(
     on_server(check)
 
 
-def test_a_typo_in_any_key_is_refused(tmp_path: Path) -> None:
-    for name in ("prefect.yaml", "server.yaml"):
-        content = yaml.safe_load((FOLDER / name).read_text())
-        content.pop("definitions", None)
-        folder = _copy(tmp_path / name)
-        _check(folder)
+def test_a_typo_in_any_key_is_refused() -> None:
+    files = {
+        name: yaml.safe_load((FOLDER / name).read_text())
+        for name in ("prefect.yaml", "server.yaml")
+    }
+    files["prefect.yaml"].pop("definitions")
+    _check(files)
+    for name, content in files.items():
         paths = list(_keys(content))
         assert len(paths) > 40
         for path in paths:
-            (folder / name).write_text(yaml.safe_dump(_misspelt(content, path)))
             with pytest.raises(ValueError, match=r"\w"):
-                _check(folder)
+                _check(files | {name: _misspelt(content, path)})
                 pytest.fail(f"{path} misspelt is let through")
 
 
@@ -141,20 +142,21 @@ def test_a_typo_in_any_key_is_refused(tmp_path: Path) -> None:
     [
         ({"entrypoint": "flows.deployed.no_such"}, "entrypoint cannot be loaded"),
         ({"parameters": {"store": "{{ $HOME }}"}}, r"\$HOME is none of FORGEFLOW_DIRECTORY"),
-        ({"parameters": {"run": ""}}, "parameters: run = '': String should have at least 1"),
-        ({"schedules": [{"slug": "a", "cron": "never"}]}, "schedule 'a': Invalid cron"),
+        ({"parameters": {"run": ""}}, "parameters: run: the whole = '': String should have at least"),
+        ({"schedules": [{"slug": "a", "cron": "never"}]}, "schedule 'a': cron = 'never': Invalid cron"),
         ({"schedules": [{"slug": "a"}]}, "none of cron, interval and rrule"),
         ({"schedules": [{"slug": "a", "cron": "* * * * *"}] * 2}, "not all different"),
         ({"name": "rounds", "entrypoint": "flows.deployed.train_rounds", "parameters": {}, "schedules": []}, "twice"),
     ],
 )  # fmt: skip
-def test_what_could_not_run_is_refused(
-    change: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
-    folder = _copy(tmp_path / "files")
-    _write(folder, "prefect.yaml", lambda file: _of(file, "collect").update(change))
+def test_what_could_not_run_is_refused(change: dict[str, Any], sentence: str) -> None:
+    files = {
+        name: yaml.safe_load((FOLDER / name).read_text())
+        for name in ("prefect.yaml", "server.yaml")
+    }
+    _of(files["prefect.yaml"], "collect").update(change)
     with pytest.raises(ValueError, match=sentence):
-        _check(folder)
+        _check(files)
 
 
 def test_notifications_go_by_the_block_that_is_named() -> None:
@@ -167,9 +169,9 @@ def test_notifications_go_by_the_block_that_is_named() -> None:
     assert action.type == "do-nothing"
 
 
-def _check(folder: Path) -> None:
-    file = read_file(folder / "prefect.yaml", PrefectFile)
-    server = read_file(folder / "server.yaml", ServerFile)
+def _check(files: dict[str, Any]) -> None:
+    file = check_content(files["prefect.yaml"], PrefectFile, "prefect.yaml")
+    server = check_content(files["server.yaml"], ServerFile, "server.yaml")
     for given in server.automations:
         make_automation(given, None)
     make_plans(file, server, VARIABLES)
