@@ -263,6 +263,8 @@ async def _create(
 
 async def _standalone(client: PrefectClient, wanted: AutomationCore) -> Deployed:
     """See to an automation, found by its name."""
+    # Prefect's free server keeps no owner, and refuses one in an update.
+    wanted = AutomationCore.model_validate(wanted.model_dump(exclude={"owner_resource"}))
     found = await client.read_automations_by_name(wanted.name)
     if not found:
         await client.create_automation(wanted)
@@ -282,7 +284,9 @@ async def _standalone(client: PrefectClient, wanted: AutomationCore) -> Deployed
 
 def _plain_automation(automation: AutomationCore) -> dict[str, Any]:
     """An automation, without what the server gives it."""
-    kept = plain(automation.model_dump(mode="json", exclude={"id", "created", "updated"}))
+    kept = plain(
+        automation.model_dump(mode="json", exclude={"id", "created", "updated", "owner_resource"})
+    )
     kept["trigger"].pop("id", None)
     for key in ("expect", "after", "for_each"):
         kept["trigger"][key] = sorted(kept["trigger"][key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -67,10 +68,7 @@ class Plan:
                 f"{where}: work_queue_name {pool.work_queue_name!r} is none of {known}"
             )
         _check_job_variables(pool.job_variables, where)
-        try:
-            flow = load_flow_from_entrypoint(spec.entrypoint, use_placeholder_flow=False)
-        except Exception as error:
-            raise ValueError(f"{where}: entrypoint cannot be loaded: {error}") from error
+        flow, schema = _load(spec.entrypoint)
         spec = spec.model_copy(
             update={
                 "parameters": _fill(spec.parameters, variables, where),
@@ -79,15 +77,17 @@ class Plan:
                 ),
             }
         )
-        _check_parameters(flow, spec.parameters, f"{where}: parameters")
+        _check_parameters(spec.entrypoint, spec.parameters, f"{where}: parameters")
         for schedule in spec.schedules:
-            _check_parameters(flow, schedule.parameters, f"{where}: schedule {schedule.slug!r}")
+            _check_parameters(
+                spec.entrypoint, schedule.parameters, f"{where}: schedule {schedule.slug!r}"
+            )
             make_schedule(schedule, where)
         return cls(
             spec=spec,
             flow=flow,
-            schema=plain(parameter_schema(flow).model_dump(exclude_unset=True)),
-            triggers=[_make_trigger(given, flow, where) for given in spec.triggers],
+            schema=schema,
+            triggers=[_make_trigger(given, spec.entrypoint, where) for given in spec.triggers],
         )
 
 
@@ -100,14 +100,35 @@ def make_plans(file: PrefectFile, server: ServerFile, variables: Mapping[str, st
     return plans
 
 
+@functools.cache
+def _load(entrypoint: str) -> tuple[Flow[..., Any], dict[str, Any]]:
+    """The flow, and the schema of its parameters. Raises ValueError."""
+    try:
+        flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except Exception as error:
+        raise ValueError(f"entrypoint {entrypoint!r} cannot be loaded: {error}") from error
+    return flow, plain(parameter_schema(flow).model_dump(exclude_unset=True))
+
+
+@functools.cache
+def _adapter(entrypoint: str, parameter: str) -> TypeAdapter[Any]:
+    flow, _ = _load(entrypoint)
+    return TypeAdapter(inspect.signature(flow.fn).parameters[parameter].annotation)
+
+
+@functools.cache
+def _settings() -> frozenset[str]:
+    """Names of the environment variables that Prefect reads."""
+    return frozenset(get_current_settings().to_environment_variables())
+
+
 def _check_job_variables(given: dict[str, Any], where: str) -> None:
     """Refuse what the work pool's jobs do not have, and settings that Prefect would not read."""
     known = POOL_TEMPLATE["variables"]["properties"]
     for key in given.keys() - known.keys():
         raise ValueError(f"{where}: job_variables.{key} is none of {', '.join(sorted(known))}")
-    settings = get_current_settings().to_environment_variables()
     for name in given.get("env", {}):
-        if name.startswith("PREFECT_") and name not in settings:
+        if name.startswith("PREFECT_") and name not in _settings():
             raise ValueError(f"{where}: job_variables.env.{name} is no setting of Prefect's")
 
 
@@ -125,15 +146,15 @@ def _fill(value: Any, variables: Mapping[str, str], where: str) -> Any:
     return _VARIABLE.sub(lambda found: variables[found[1]], value)
 
 
-def _check_parameters(flow: Flow[..., Any], given: dict[str, Any], where: str) -> None:
+def _check_parameters(entrypoint: str, given: dict[str, Any], where: str) -> None:
     """Refuse values that a flow would not take; those that it needs may be left to whoever starts it."""
-    signature = inspect.signature(flow.fn)
+    known_names = _load(entrypoint)[1]["properties"]
     for name, value in given.items():
-        if name not in signature.parameters:
-            known = ", ".join(signature.parameters)
+        if name not in known_names:
+            known = ", ".join(known_names)
             raise ValueError(f"{where}: {name} is no parameter of the flow: it has {known}")
         try:
-            TypeAdapter(signature.parameters[name].annotation).validate_python(value)
+            _adapter(entrypoint, name).validate_python(value)
         except ValidationError as error:
             if error.errors()[0]["type"] != "missing":
                 raise ValueError(f"{where}: {name}: {first_reason(error)}") from None
@@ -161,7 +182,7 @@ def make_schedule(spec: ScheduleSpec, where: str, *, active: bool | None = None)
         raise ValueError(f"{where}: schedule {spec.slug!r}: {first_reason(error)}") from None
 
 
-def _make_trigger(given: dict[str, Any], flow: Flow[..., Any], where: str) -> Any:
+def _make_trigger(given: dict[str, Any], entrypoint: str, where: str) -> Any:
     """A trigger that starts the flow. Raises ValueError."""
     where = f"{where}: trigger {given['name']!r}"
     try:
@@ -169,7 +190,7 @@ def _make_trigger(given: dict[str, Any], flow: Flow[..., Any], where: str) -> An
     except ValidationError as error:
         raise ValueError(f"{where}: {first_reason(error)}") from None
     _refuse_lost(given, trigger.model_dump(mode="json"), where)
-    _check_parameters(flow, given.get("parameters", {}), f"{where}: parameters")
+    _check_parameters(entrypoint, given.get("parameters", {}), f"{where}: parameters")
     return trigger
 
 

@@ -31,9 +31,13 @@ VARIABLES = {"FORGEFLOW_STORE": "/stores/one", "FORGEFLOW_DIRECTORY": "/somewher
 OnServer = Callable[[Callable[[PrefectClient], Awaitable[None]]], None]
 
 
-@pytest.fixture
-def on_server(tmp_path: Path) -> Iterator[OnServer]:
-    """Calls a function with the client of an empty server."""
+pytestmark = pytest.mark.filterwarnings("ignore:Type object")
+
+
+@pytest.fixture(scope="module")
+def on_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnServer]:
+    """Calls a function with the client of a server; one for all, for Prefect takes the first database for all."""
+    tmp_path = tmp_path_factory.mktemp("prefect")
     database = tmp_path / "prefect.db"
     take_empty_database(database)
     changed = {
@@ -105,8 +109,11 @@ def test_deploying_twice_changes_nothing_the_second_time_and_switches_stay_as_pe
 
 
 def test_what_the_server_does_not_keep_is_told(
-    on_server: OnServer, monkeypatch: pytest.MonkeyPatch
+    on_server: OnServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    folder = _copy(tmp_path / "changed")
+    _write(folder, "prefect.yaml", lambda file: _of(file, "collect").update(tags=["a", "b"]))
+
     create = PrefectClient.create_deployment
 
     async def forgetful(self: PrefectClient, *args: Any, **keys: Any) -> Any:
@@ -115,8 +122,8 @@ def test_what_the_server_does_not_keep_is_told(
 
     async def check(client: PrefectClient) -> None:
         monkeypatch.setattr(PrefectClient, "create_deployment", forgetful)
-        with pytest.raises(RuntimeError, match=r"post-train/tiny: the server keeps .* as tags"):
-            await _deploy(client)
+        with pytest.raises(RuntimeError, match=r"collect/rounds: the server keeps .* as tags"):
+            await _deploy(client, folder)
 
     on_server(check)
 
@@ -140,7 +147,7 @@ def test_a_typo_in_any_key_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"entrypoint": "flows.deployed.no_such"}, "entrypoint cannot be loaded"),
+        ({"entrypoint": "flows.deployed.no_such"}, "'flows.deployed.no_such' cannot be loaded"),
         ({"parameters": {"store": "{{ $HOME }}"}}, r"\$HOME is none of FORGEFLOW_DIRECTORY"),
         ({"parameters": {"run": ""}}, "parameters: run: the whole = '': String should have at least"),
         ({"schedules": [{"slug": "a", "cron": "never"}]}, "schedule 'a': cron = 'never': Invalid cron"),
