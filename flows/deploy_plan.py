@@ -104,7 +104,7 @@ def make_plans(file: PrefectFile, server: ServerFile, variables: Mapping[str, st
 def _load(entrypoint: str) -> tuple[Flow[..., Any], dict[str, Any]]:
     """The flow, and the schema of its parameters. Raises ValueError."""
     try:
-        flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except Exception as error:
         raise ValueError(f"entrypoint {entrypoint!r} cannot be loaded: {error}") from error
     return flow, plain(parameter_schema(flow).model_dump(exclude_unset=True))

@@ -20,7 +20,6 @@ Preset = Literal["gsm8k-0.6b", "gsm8k-8b", "tiny"]
 Overrides = Annotated[
     list[str],
     Field(
-        default_factory=list,
         description="Further keys of the config, one KEY=VALUE each, such as sampling.temperature=0.8; they go before "
         "the fields above.",
     ),
@@ -57,7 +56,7 @@ class TrainingForm(Form):
     reward: str | None = Field(
         None, description="Function of your own that scores, as path/file.py:name; empty: none."
     )
-    overrides: Overrides
+    overrides: Overrides = Field(default_factory=list)
 
     def config(self) -> RunConfig:
         """The whole config. Raises ValueError, with a sentence that names field, value and mend."""
@@ -85,7 +84,7 @@ class WarmStartForm(Form):
     seed: int | None = Field(
         None, ge=0, lt=2**31, description="Of prompts and model; empty: the preset's."
     )
-    overrides: Overrides
+    overrides: Overrides = Field(default_factory=list)
 
     def config(self) -> RunConfig:
         """The whole config. Raises ValueError, with a sentence that names field, value and mend."""
@@ -111,7 +110,7 @@ class RoundsForm(Form):
     seed: int | None = Field(
         None, ge=0, lt=2**31, description="Of prompts, samples and model; empty: the preset's."
     )
-    overrides: Overrides
+    overrides: Overrides = Field(default_factory=list)
 
     def config(self) -> RunConfig:
         """The whole config. Raises ValueError, with a sentence that names field, value and mend."""
@@ -136,7 +135,7 @@ class EvaluationForm(Form):
     num_prompts: int | None = Field(
         None, ge=1, description="Held-out prompts; empty: as many as that run evaluates on."
     )
-    overrides: Overrides
+    overrides: Overrides = Field(default_factory=list)
 
     def all_overrides(self) -> list[str]:
         """What lies over the config of the checkpoint's run."""
@@ -156,4 +155,4 @@ class ReplayForm(Form):
     checkpoint: str | None = Field(
         None, description="RUN@STEP whose weights are trained; empty: the first run's first."
     )
-    overrides: Overrides
+    overrides: Overrides = Field(default_factory=list)
