@@ -113,7 +113,7 @@ class Verifier(Actor):
         episode_ids = table["episode_id"].to_pylist()
         scored = [by_episode[episode_id] for episode_id in episode_ids]
         scores = [each.reward for each in scored]
-        details = [{score.name: score.value for score in each.scores} for each in scored]
+        details = [_values(each) for each in scored]
         write_scores(
             self._store, commit, name, episode_ids, scores, details,
             reward_mean=reward_mean(table), scored_by=_scored_by(scored),
@@ -165,7 +165,8 @@ class Verifier(Actor):
         columns: dict[str, list[Any]] = {
             "reward": [each.reward for each in scored],
             "scores": [
-                [{"name": s.name, "value": s.value} for s in each.scores] for each in scored
+                [{"name": name, "value": value} for name, value in _values(each).items()]
+                for each in scored
             ],
             "scored_by": [
                 [{"name": s.name, "version": s.version, "seconds": s.seconds} for s in each.scores]
@@ -206,8 +207,16 @@ class Verifier(Actor):
         values = ensemble.score(_prompt(rows[0]), _responses(rows), there)
         return [
             Scored(
-                reward=value,
-                scores=(Score(name=name, value=value, version=ensemble.version, seconds=0.0),),
+                reward=float(value),
+                scores=(
+                    Score(
+                        name=name,
+                        value=float(value),
+                        version=ensemble.version,
+                        seconds=0.0,
+                        parts=value.parts,
+                    ),
+                ),
             )
             for value in values
         ]
@@ -246,6 +255,11 @@ def _open_ensembles(config: RunConfig, store: ObjectStore) -> dict[str, Ensemble
         reward = EnsembleReward(ensemble, seed=config.seed, timeout_seconds=seconds)
         opened[reference] = EnsembleVerifier(reward)
     return opened
+
+
+def _values(scored: Scored) -> dict[str, float]:
+    """All scores of an episode by name, those of an ensemble's verifiers among them."""
+    return {name: value for score in scored.scores for name, value in score.values.items()}
 
 
 def _scored_by(scored: list[Scored]) -> dict[str, ScoredBy]:

@@ -21,6 +21,19 @@ from storage.objects import ObjectStore
 from storage.records import Commit
 
 
+class Probability(float):
+    """What an ensemble gives a sample, with what it is made of."""
+
+    parts: dict[str, float]
+    """Score by verifier."""
+
+    def __new__(cls, value: float, parts: Mapping[str, float]) -> Probability:
+        """The number itself, which remembers `parts`."""
+        made = super().__new__(cls, value)
+        made.parts = dict(parts)
+        return made
+
+
 class EnsembleReward:
     """A fitted ensemble, and what its verifiers need to score.
 
@@ -71,7 +84,7 @@ class EnsembleReward:
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
         given: Mapping[str, Sequence[float]] | None = None,
-    ) -> list[float]:
+    ) -> list[Probability]:
         """The probability that each of a prompt's completions is right.
 
         `given` has the scores of verifiers that gave them before, by name; those are not asked. Raises RewardError,
@@ -93,7 +106,10 @@ class EnsembleReward:
             if error is not None:
                 raise error
             scores[name] = asked[name].result()
-        return [float(each) for each in posterior(self.ensemble, scores)]
+        return [
+            Probability(each, {name: float(of[i]) for name, of in scores.items()})
+            for i, each in enumerate(posterior(self.ensemble, scores).tolist())
+        ]
 
     def stop(self) -> None:
         """End the processes."""

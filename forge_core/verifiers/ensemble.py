@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from forge_core.ensembles.reward import EnsembleReward
+from forge_core.ensembles.reward import EnsembleReward, Probability
 from forge_core.environments.base import Prompt
 from forge_core.verifiers.base import Response
 
@@ -22,14 +22,14 @@ class EnsembleVerifier:
         self.version = f"ensemble {self.ensemble.reference}"
 
     def __call__(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
-        return self.score(prompt, responses, {})
+        return [*self.score(prompt, responses, {})]
 
     def score(
         self,
         prompt: Prompt,
         responses: Sequence[Response],
         given: Mapping[str, Sequence[float]],
-    ) -> list[float]:
+    ) -> list[Probability]:
         """As called, without asking those of its verifiers whose scores are given, by their names."""
         with self._lock:
             texts, token_ids = [r.text for r in responses], [r.token_ids for r in responses]

@@ -9,9 +9,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from forge_core.config.verifiers import ScoringConfig, VerifierConfig
+from forge_core.ensembles.reward import Probability
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.verifiers.base import Response, Verifier
@@ -31,6 +32,13 @@ class Score:
     """Version of the verifier."""
     seconds: float
     """What it took, of a group scored together an even share; 0 for one that was known."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of an ensemble, the score of each of its verifiers."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The score by the verifier's name, and after it those of an ensemble's verifiers as `NAME/VERIFIER`."""
+        return {self.name: self.value} | {f"{self.name}/{n}": v for n, v in self.parts.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +139,7 @@ class Panel:
                 value=float(values[key]),
                 version=verifier.version,
                 seconds=share if key in asked and key not in keys[:i] else 0.0,
+                parts=_parts_of(values[key]),
             )
             for i, key in enumerate(keys)
         ]
@@ -140,6 +149,11 @@ class Panel:
             self._known.update(values)
             while len(self._known) > self._scoring.cache_entries:
                 self._known.popitem(last=False)
+
+
+def _parts_of(value: float) -> Mapping[str, float]:
+    """What a score is made of, if it is an ensemble's."""
+    return value.parts if isinstance(value, Probability) else {}
 
 
 def _keys(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows.fit_command import _print_ensemble
@@ -21,7 +23,7 @@ from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.scorers import begin_set, counted_commits
 from storage import layout
-from storage.annotations import complete_set, read_scores, write_scores
+from storage.annotations import complete_set, find_scores, read_scores, write_scores
 from storage.ensembles import Ensemble, store_ensemble
 from storage.parts import read_commit
 from storage.records import Controller
@@ -130,6 +132,13 @@ def test_an_ensemble_is_fitted_kept_and_scores(scored: Any, weak: Path) -> None:
     assert asked == [stored["r1-00000003-000"], stored["r1-00000003-001"]]
 
 
+def _details(run: Any, commit: Any, name: str) -> list[dict[str, float]]:
+    found = find_scores(run.store, commit, name)
+    assert found is not None
+    table = pq.read_table(pa.BufferReader(run.store.read(found.part.key)))
+    return [json.loads(details) for details in table["details"].to_pylist()]
+
+
 def test_the_command_shows_estimates_gain_and_calibration(
     scored: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +173,15 @@ def test_an_ensemble_is_one_verifier_of_several(scored: Any, weak: Path, tmp_pat
         2.0 * alone[f"r1-{draw:08d}-001"] for draw in range(9)
     ]
     assert both["r1-00000000-000"] == 0.0
+    # What the probability is made of is kept, of stored scores as of those that were asked for.
+    parts = [f"weak/{name}" for name in NAMES]
+    assert _details(scored, commit, "both")[1].keys() == {"long", "weak", *parts}
+    told = _details(scored, commit, "alone")[1]
+    assert told.keys() == {"weaver@1", *(f"weaver@1/{name}" for name in NAMES)}
+    scores = {name: read_scores(scored.store, commit, name) for name in NAMES}
+    assert [told[f"weaver@1/{name}"] for name in NAMES] == [
+        scores[name]["r1-00000000-001"] for name in NAMES
+    ]
     request = FitRequest(run_id="r1", scores=("a", "b", "both"), name="other")
     with pytest.raises(ValueError, match="'both' are made up of long, weak: an ensemble weighs"):
         check_request(scored.store, request)
