@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 try:
@@ -53,12 +53,18 @@ class MLflow:
                 self.client.log_param(self.run_id, name, run.config[name])
         # One thread: what is told first is written first.
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self.last: Future[None] | None = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        # MLflow takes no `@` in a name.
+        metrics = [
+            Metric(name.replace("@", "_at_"), value, now, step) for name, value in values.items()
+        ]
+        if self.last is not None and self.last.done():
+            self.last.result()  # raises what the server answered
         for begin in range(0, len(metrics), MOST_AT_ONCE):
-            self.writer.submit(
+            self.last = self.writer.submit(
                 self.client.log_batch, self.run_id, metrics[begin : begin + MOST_AT_ONCE]
             )
 

@@ -1,5 +1,6 @@
 """The scores of an evaluation, prompt by prompt."""
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -7,9 +8,6 @@ import pyarrow as pa
 from storage.facts import Evaluated
 from storage.objects import ObjectStore
 from storage.parts import read_part
-
-_SAMPLES = {"sampled": 0, "greedy": 1}
-"""Numbers of a prompt's samples, by what the log calls their means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,22 +21,27 @@ class PromptScores:
 
 
 def prompt_scores(store: ObjectStore, evaluated: Evaluated, score: str) -> PromptScores:
-    """What an evaluation gave each prompt for its `sampled` or `greedy` answer.
+    """What an evaluation gave each prompt: for its `greedy` answer, or the mean over its `sampled` ones.
 
     Raises ObjectNotFound or ValueError if its parts are gone or damaged, or not as many as the log says.
     """
     columns = ["draw", "sample", "prompt_id", "reward"]
     tables = [read_part(store, part, columns) for part in evaluated.parts]
-    rows = sorted(
-        (row for row in pa.concat_tables(tables).to_pylist() if row["sample"] == _SAMPLES[score]),
-        key=lambda row: row["draw"],
-    )
-    if [row["draw"] for row in rows] != list(range(evaluated.num_prompts)):
+    first = range(evaluated.num_samples)
+    wanted = first if score == "sampled" else range(first.stop, first.stop + 1)
+    prompts: dict[int, tuple[str, list[float]]] = {}
+    for row in pa.concat_tables(tables).to_pylist():
+        if row["sample"] in wanted:
+            prompts.setdefault(row["draw"], (row["prompt_id"], []))[1].append(row["reward"])
+    draws = range(evaluated.num_prompts)
+    if sorted(prompts) != list(draws) or {len(each) for _, each in prompts.values()} != {
+        len(wanted)
+    }:
         raise ValueError(
-            f"evaluation {evaluated.name} has {len(rows)} {score} episodes for {evaluated.num_prompts} prompts: "
-            "forgeflow verify tells what is wrong"
+            f"evaluation {evaluated.name} has not the {len(wanted)} {score} episodes of each of its "
+            f"{evaluated.num_prompts} prompts: forgeflow verify tells what is wrong"
         )
     return PromptScores(
-        prompt_ids=tuple(row["prompt_id"] for row in rows),
-        rewards=tuple(row["reward"] for row in rows),
+        prompt_ids=tuple(prompts[draw][0] for draw in draws),
+        rewards=tuple(math.fsum(prompts[draw][1]) / len(wanted) for draw in draws),
     )

@@ -20,6 +20,7 @@ from forge_core.placement.roles import mesh_names
 from forge_core.settings import load_config
 from storage import facts, layout
 from storage.deleting import deletable, expired
+from storage.evaluations import prompt_scores
 from storage.garbage import Limits
 from storage.objects import LocalStore
 from storage.parts import write_part
@@ -126,6 +127,29 @@ def test_greedy_answers_are_compared_if_they_are_asked_for(store: LocalStore) ->
     decision = carried_out(store, "better", HIGH, against=LOW, criteria=greedy)
     assert decision.comparison is not None
     assert (decision.score, decision.comparison.gain) == (0.3125, 0.25)
+
+
+def test_of_several_samples_the_mean_of_each_prompt_counts(store: LocalStore) -> None:
+    rows = table([0, 1], [0], run_id="r", evaluation="final").to_pylist()
+    rows += [
+        {**row, "sample": 2, "reward": 9.0 + row["draw"], "episode_id": f"{row['group_id']}-002"}
+        for row in rows
+        if row["sample"]
+    ]
+    part = write_part(store, "p", pa.Table.from_pylist(rows, table([0], [0]).schema))
+    told = facts.Evaluated(
+        name="final",
+        policy_version=0,
+        sampled=0.55,
+        greedy=9.5,
+        num_prompts=2,
+        num_samples=2,
+        parts=(part,),
+    )
+    assert prompt_scores(store, told, "sampled").rewards == pytest.approx((0.5, 0.6))
+    assert prompt_scores(store, told, "greedy").rewards == (9.0, 10.0)
+    with pytest.raises(ValueError, match="has not the 4 sampled episodes of each of its 2 prompts"):
+        prompt_scores(store, told.model_copy(update={"num_samples": 4}), "sampled")
 
 
 def test_below_min_score_nothing_is_promoted(store: LocalStore) -> None:

@@ -16,9 +16,15 @@ from tasks.sinks import SinkListener, open_sinks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mlflow_sink.py"
 EVALUATED = facts.Evaluated(
-    name="final", policy_version=2, sampled=0.5, greedy=0.75, num_prompts=4, parts=()
+    name="final",
+    policy_version=2,
+    sampled=0.5,
+    greedy=0.75,
+    num_prompts=4,
+    pass_at=(facts.PassAt(k=1, probability=0.25),),
+    parts=(),
 )
-VALUES = (2, {"eval/sampled": 0.5, "eval/greedy": 0.75})
+VALUES = (2, {"eval/sampled": 0.5, "eval/greedy": 0.75, "eval/pass@1": 0.25})
 
 
 class Kept:
@@ -163,5 +169,6 @@ def test_the_example_goes_on_with_the_run_that_it_made(
             listener(EVALUATED)
             listener(facts.End(status="finished", reason=None))
     (made,) = mlflow["runs"].values()
-    assert made["metrics"] == [("eval/sampled", 0.5, 2), ("eval/greedy", 0.75, 2)] * 2
+    told = [("eval/sampled", 0.5, 2), ("eval/greedy", 0.75, 2), ("eval/pass_at_1", 0.25, 2)]
+    assert made["metrics"] == told * 2
     assert made["status"] == "FINISHED" and made["params"]["regime"] == "sync"
