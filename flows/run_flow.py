@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from flows.artifacts import show_results, shown_progress
 from flows.html_report.data import read_run
 from flows.html_report.page import keep_report
+from flows.run_events import telling_events
 from flows.s3_block import use_s3_block
 from forge_core.config import RunConfig
 from storage.objects import open_store
@@ -49,7 +50,10 @@ async def carry_out(
         return
     first_step = config.first_step if config.replay is None else 1
     async with shown_progress(run_id, first_step, config.steps) as progress:
-        with listening(progress):
+        with (
+            telling_events(run_id, store_uri, config.steps) as events,
+            listening(progress, events),
+        ):
             async with open_run(config, store_uri, run_id) as run:
                 await stages(run)
     # The log says how the run stands; what else shows it is a view.
