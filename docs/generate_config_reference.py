@@ -72,6 +72,7 @@ that are not finite. Beyond single values:
 - An entropy bonus or a correction beside a `loss` of your own.
 - `verifiers` beside a `reward`, that are nothing but gates, or with parameters that their kind does not take
   ([verifiers.md](verifiers.md)).
+- `tools` of which two are opened by the same mark, or beside a `generate_episode` ([tools.md](tools.md)).
 - A `buffer` that could replay nothing, whose fractions do not sum to 1, or with a source that is `unbounded` and no
   importance weights.
 - `model.tiny.hidden_size` must be divisible by `model.tiny.num_heads`, and that by `model.tiny.num_kv_heads`.

@@ -22,6 +22,7 @@ from forge_core.placement.hosts import this_machine, visible_gpus
 from forge_core.placement.plan import Plan, asks, make_plan
 from forge_core.placement.roles import roles_here
 from forge_core.sandbox import SandboxRefused, check_sandbox
+from forge_core.tools.making import make_toolbox
 from forge_core.user_code import check_reference, load_object
 from storage import layout
 from storage.objects import check_writable, open_store
@@ -67,6 +68,7 @@ def check_config(config: RunConfig, store_uri: str) -> ModelDirectory | None:
     check_run_data(config, model)
     environment = load_environment(config.environment, config.seed)
     _check_verifiers(config)
+    _check_tools(config, environment)
     prompts = _render_prompts(environment)
     _check_answers(config, prompts)
     if config.warm_start.data is not None:
@@ -243,6 +245,18 @@ def _check_verifiers(config: RunConfig) -> None:
         except SandboxRefused as error:
             raise ValueError(
                 f"verifiers.{kinds['code']} is of kind code and runs programs in a sandbox: {error}"
+            ) from None
+
+
+def _check_tools(config: RunConfig, environment: Environment) -> None:
+    """Refuse tools that are none, or that this machine cannot have."""
+    make_toolbox(config, environment)
+    if (name := next((n for n, t in config.tools.items() if t.kind == "python"), None)) is not None:
+        try:
+            check_sandbox()
+        except SandboxRefused as error:
+            raise ValueError(
+                f"tools.{name} is of kind python and runs programs in a sandbox: {error}"
             ) from None
 
 

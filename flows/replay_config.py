@@ -18,6 +18,7 @@ from storage.runs import read_config
 _GIVEN = {
     "reward": "a replay scores nothing: rescore the runs with it, and give the set as --scores",
     "generate_episode": "a replay generates nothing",
+    "tools": "a replay generates nothing",
     "warm_start": "a replay begins with a checkpoint's weights",
     "model": "the model is that of the checkpoint: --from names another",
     "parent_run_id": "--from names the checkpoint",
@@ -146,6 +147,7 @@ def _base(store: ObjectStore, sources: Sequence[Source], parent: str, step: int)
         "groups_per_step": max(source.config.groups_per_step for source in sources),
         "reward": None,
         "generate_episode": None,
+        "tools": {},
         "train_rounds": False,
         "collect": None,
         "evaluate_only": False,

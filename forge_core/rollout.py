@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from forge_core.user_code import load_object
+
+TRUNCATED = "length"
+"""Finish reason of what was cut off by a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,9 @@ class Sample:
     token_policy_versions: list[int]
     """Version of the weights that sampled each token."""
     finish_reason: str
-    """`stop` at the end-of-sequence token, `length` at the limit."""
+    """`stop` at the end-of-sequence token or a text that was to end it, `length` at the limit."""
+    stopped_at: str | None = None
+    """The text that ended it, which its tokens hold; None at the end-of-sequence token and at the limit."""
 
 
 class Policy(Protocol):
@@ -45,8 +50,19 @@ class Policy(Protocol):
         """Text of tokens, special tokens left out."""
         ...
 
-    async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
-        """Continue `token_ids` as the config's sampling section says; with nothing where the context is full."""
+    async def sample(
+        self,
+        token_ids: list[int],
+        *,
+        seed: int,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> Sample:
+        """Continue `token_ids` as the config's sampling section says; with nothing where the context is full.
+
+        Ends with the token that completes one of the texts `stop`, and after `max_tokens`, if that is less than
+        `sampling.max_tokens`.
+        """
         ...
 
 
@@ -77,7 +93,7 @@ class Episode:
     token_policy_versions: list[int]
     """Per response token: version of the weights."""
     finish_reason: str
-    """Why the last turn ended."""
+    """Why the last turn ended; `length` also where another budget of the episode was used up."""
     response: str
     """The response as text."""
     turns: list[Turn]
@@ -119,25 +135,49 @@ class Transcript:
         self._versions: list[int] = []
         self._turns: list[Turn] = []
         self._finish_reason = "stop"
+        self.stopped_at: str | None = None
+        """The text of `stop` that ended the policy's last turn, if one did."""
 
-    async def policy_writes(self) -> str:
-        """Have the policy go on; the text that it wrote."""
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the response so far."""
+        return len(self._tokens)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the policy's last turn ended at a limit."""
+        return self._finish_reason == TRUNCATED
+
+    async def policy_writes(
+        self, *, stop: Sequence[str] = (), max_tokens: int | None = None
+    ) -> str:
+        """Have the policy go on, to the end or one of the texts `stop`; the text that it wrote."""
         # Each turn has random numbers of its own; the first has those of an episode of one turn.
         own_turns = sum(turn.role == "policy" for turn in self._turns)
         seed = derive_seed(self._seed, own_turns) if own_turns else self._seed
-        sample = await self._policy.sample(self._prompt + self._tokens, seed=seed)
+        sample = await self._policy.sample(
+            self._prompt + self._tokens, seed=seed, stop=stop, max_tokens=max_tokens
+        )
         self._add(
             "policy", sample.token_ids, sample.logprobs, sample.token_policy_versions, is_ours=True
         )
         self._finish_reason = sample.finish_reason
+        self.stopped_at = sample.stopped_at
         return self._policy.decode(sample.token_ids)
 
     def tell(self, role: str, text: str) -> None:
         """Append what somebody else says; it is seen by the policy and not trained on."""
-        tokens = self._policy.encode(text)
+        self.tell_tokens(role, self._policy.encode(text))
+
+    def tell_tokens(self, role: str, tokens: list[int]) -> None:
+        """The same, as tokens."""
         version = self._versions[-1] if self._versions else 0
         zeros = [0.0] * len(tokens)
         self._add(role, tokens, zeros, [version] * len(tokens), is_ours=False)
+
+    def truncate(self) -> None:
+        """Mark that the episode did not come to its end: a budget was used up."""
+        self._finish_reason = TRUNCATED
 
     def _add(
         self,
@@ -187,25 +227,34 @@ def custom_generate_episode(reference: str, *, timeout_seconds: float) -> Episod
     Raises ValueError if it does not resolve.
     """
     function = load_object("generate_episode", reference)
+    name = f"generate_episode {reference!r}"
 
     async def generate(policy: Policy, prompt_text: str, *, seed: int) -> Episode:
-        try:
-            async with asyncio.timeout(timeout_seconds) as deadline:
-                episode = await function(policy, prompt_text, seed=seed)
-        except Exception as error:  # It is the user's: it may raise anything.
-            what = (
-                f"gave no episode within {timeout_seconds:g} s"
-                if deadline.expired()
-                else f"raised {type(error).__name__}: {error}"
-            )
-            raise EpisodeError(
-                f"generate_episode {reference!r} {what}, on the prompt {prompt_text[:200]!r}"
-            ) from error
-        if not isinstance(episode, Episode):
-            raise EpisodeError(
-                f"generate_episode {reference!r} returned {type(episode).__name__} where an Episode is due, on the "
-                f"prompt {prompt_text[:200]!r}"
-            )
-        return episode
+        making = function(policy, prompt_text, seed=seed)
+        return await own_episode(name, making, prompt_text, timeout_seconds=timeout_seconds)
 
     return generate
+
+
+async def own_episode(
+    name: str, making: Awaitable[Any], prompt_text: str, *, timeout_seconds: float
+) -> Episode:
+    """An episode that code of the user's makes. Raises EpisodeError, naming the code, for anything else."""
+    try:
+        async with asyncio.timeout(timeout_seconds) as deadline:
+            episode = await making
+    except EpisodeError:
+        raise
+    except Exception as error:  # It is the user's: it may raise anything.
+        what = (
+            f"gave no episode within {timeout_seconds:g} s"
+            if deadline.expired()
+            else f"raised {type(error).__name__}: {error}"
+        )
+        raise EpisodeError(f"{name} {what}, on the prompt {prompt_text[:200]!r}") from error
+    if not isinstance(episode, Episode):
+        raise EpisodeError(
+            f"{name} returned {type(episode).__name__} where an Episode is due, on the prompt "
+            f"{prompt_text[:200]!r}"
+        )
+    return episode

@@ -106,13 +106,15 @@ def _handed_over(ledger: Ledger) -> dict[str, int]:
 def _is_bitwise(config: dict[str, Any], ledger: Ledger) -> bool:
     """Whether the run can be reproduced to the last bit.
 
-    That is: it is sync, nothing diverged, and all incarnations had the same code and versions.
+    That is: it is sync, nothing diverged, and all incarnations had the same code and versions. Tools that take their
+    time, all but the calculator, answer between other steps of the engine each time.
     """
     controllers = [incarnation.controller for incarnation in ledger.incarnations]
     return (
         config.get("regime") == "sync"
         and not ledger.diverged
         and not ledger.forked_steps
+        and all(tool["kind"] == "calculator" for tool in config.get("tools", {}).values())
         and all(each.versions == controllers[0].versions for each in controllers)
         and all(each.git_commit == controllers[0].git_commit for each in controllers)
     )

@@ -109,19 +109,28 @@ class Engine:
         """See `Policy.decode`."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
+    async def sample(
+        self,
+        token_ids: list[int],
+        *,
+        seed: int,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> Sample:
         """See `Policy.sample`; greedy while `self.greedy` is set."""
+        most = self._sampling.max_tokens
         if len(token_ids) >= self._context_length:
             return Sample(
                 token_ids=[], logprobs=[], token_policy_versions=[], finish_reason="length"
             )
         params = SamplingParams(
             temperature=0.0 if self.greedy else self._sampling.temperature,
-            max_tokens=self._sampling.max_tokens,
+            max_tokens=most if max_tokens is None else min(most, max_tokens),
+            stop=list(stop),
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output, spans = await self._request(token_ids, params)
@@ -133,6 +142,7 @@ class Engine:
             logprobs=_sampled_logprobs(flat, sampled),
             token_policy_versions=_token_versions(spans, len(sampled)),
             finish_reason=str(completion.finish_reason),
+            stopped_at=completion.stop_reason if isinstance(completion.stop_reason, str) else None,
         )
 
     async def score(self, token_ids: list[int]) -> list[float]:

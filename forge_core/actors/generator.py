@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from monarch.actor import Actor, current_rank, endpoint
 
+from forge_core.actors.episodes import EpisodeMaker, episode_maker
 from forge_core.actors.following import Following, fetch_together
 from forge_core.actors.held_memory import held_memory
 from forge_core.actors.in_flight import InFlight
@@ -32,13 +33,7 @@ from forge_core.actors.messages import (
 from forge_core.actors.rows import group_rows
 from forge_core.config import RunConfig
 from forge_core.profiling import Profiler
-from forge_core.rollout import (
-    Episode,
-    EpisodeFunction,
-    custom_generate_episode,
-    derive_seed,
-    generate_episode,
-)
+from forge_core.rollout import Episode, derive_seed
 from forge_core.timeline import Interval, Timeline
 from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
@@ -82,7 +77,7 @@ class Generator(Actor):
         )
         self._engine: Engine
         self._in_flight: InFlight
-        self._generate_episode: EpisodeFunction = generate_episode
+        self._make_episode: EpisodeMaker
         self._last_load: LoadReply | None = None
         self._last_advance: AdvanceReply | None = None
 
@@ -97,10 +92,7 @@ class Generator(Actor):
         if hasattr(self, "_engine"):  # a retry of the stage: one engine is enough
             return
         with self._timeline.during("startup"):
-            if (reference := self._config.generate_episode) is not None:
-                self._generate_episode = custom_generate_episode(
-                    reference, timeout_seconds=self._config.timeouts.episode_seconds
-                )
+            self._make_episode = episode_maker(self._config)
             self._engine = Engine(model_dir, self._config, self._membership)
             self._in_flight = InFlight(self._engine)
 
@@ -308,7 +300,7 @@ class Generator(Actor):
 
     async def _episode(self, drawn: DrawnPrompt, purpose: str, sample: int) -> Episode:
         seed = derive_seed(self._config.seed, purpose, drawn.draw, sample)
-        return await self._generate_episode(self._engine, drawn.prompt.text, seed=seed)
+        return await self._make_episode(self._engine, drawn.prompt, seed=seed)
 
     async def _sample(
         self, request: GenerateRequest, prompts: list[DrawnPrompt], purpose: str

@@ -53,6 +53,7 @@ from forge_core.sharding import (
 from forge_core.supervised.order import load_data
 from forge_core.supervised.training import SupervisedTraining
 from forge_core.timeline import Interval, Timeline
+from forge_core.tools.making import make_toolbox
 from forge_core.weights import store
 from forge_core.weights.manifest import Manifest
 from forge_core.weights.segments import Pool
@@ -196,10 +197,13 @@ class Trainer(Actor):
                 data.validation,
             )
         environment = self._agreed(self._load_environment)
+        toolbox = make_toolbox(self._config, environment)
 
         def of_environment(step: int) -> list[Sequence]:
             return self._agreed(
-                lambda: warm_start.sequences(environment, self._tokenizer, step, config.batch_size)
+                lambda: warm_start.sequences(
+                    environment, self._tokenizer, step, config.batch_size, toolbox
+                )
             )
 
         return SupervisedTraining(self._learner, config, of_environment)
@@ -335,7 +339,9 @@ class Trainer(Actor):
     async def encode_probe(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
         """Held-out prompts with their answers as token ids, at least `num_tokens` predicted tokens in all."""
         with self._timeline.during("startup"):
-            return warm_start.probe(self._load_environment(), self._tokenizer, num_tokens)
+            environment = self._load_environment()
+            toolbox = make_toolbox(self._config, environment)
+            return warm_start.probe(environment, self._tokenizer, num_tokens, toolbox)
 
     @endpoint
     async def begin_checkpoint(self, request: CheckpointRequest) -> CheckpointReply:

@@ -25,6 +25,7 @@ from forge_core.ensembles.reward import EnsembleReward, stored_scores
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
 from forge_core.timeline import Interval, Timeline
+from forge_core.tools.scoring import ToolScoring
 from forge_core.verifiers import (
     EnsembleVerifier,
     Panel,
@@ -52,6 +53,7 @@ _SCORED_COLUMNS = [
     "metadata",
     "response",
     "response_token_ids",
+    "turns",
 ]
 _SHOWN_CHARACTERS = 200
 _Given = Mapping[str, Mapping[str, float]]
@@ -71,6 +73,7 @@ class Verifier(Actor):
             self._ensemble = ensembles.get(config.reward or "")
             self._panel: Panel = make_panel(config, ensembles)
             self._evaluating = make_evaluating_panel(config) or self._panel
+            self._tools = ToolScoring.of(config)
         # They live as long as this process: what a verifier starts dies with the thread that started it.
         self._threads = ThreadPoolExecutor(config.scoring.workers)
         self._num_working = 0
@@ -183,7 +186,7 @@ class Verifier(Actor):
         self, table: pa.Table, versions: dict[str, float], score: Callable[..., list[Scored]]
     ) -> dict[str, Scored]:
         """What each episode gets, with the policy version of its group, if that has one. Raises what `score` raises."""
-        groups = _by_group(table)
+        groups = [self._tools.shown(rows) for rows in _by_group(table)]
         futures = [
             self._threads.submit(score, rows, versions.get(rows[0]["group_id"], math.inf))
             for rows in groups
@@ -196,7 +199,9 @@ class Verifier(Actor):
         return {
             episode_id: each
             for rows, of_group in zip(groups, scored, strict=True)
-            for episode_id, each in zip(_ids(rows), of_group, strict=True)
+            for episode_id, each in zip(
+                _ids(rows), self._tools.charged(rows, of_group), strict=True
+            )
         }
 
     def _score_given(

@@ -43,6 +43,7 @@ from forge_core.config.machinery import (
     TrainerConfig,
 )
 from forge_core.config.model import HUB_PREFIX, ModelConfig, ModelShape, TinyModelConfig
+from forge_core.config.tools import EpisodeConfig, ToolConfig, check_tools
 from forge_core.config.verifiers import ScoringConfig, VerifierConfig, check_verifiers
 from forge_core.regime import Regime, check_bounds, with_defaults
 from forge_core.registration import VERIFIERS, environment_class, resolved
@@ -60,6 +61,7 @@ __all__ = [
     "CurriculumConfig",
     "Device",
     "EnvironmentConfig",
+    "EpisodeConfig",
     "Estimator",
     "EvaluationConfig",
     "FaultsConfig",
@@ -86,6 +88,7 @@ __all__ = [
     "SourceConfig",
     "TimeoutsConfig",
     "TinyModelConfig",
+    "ToolConfig",
     "TrainerConfig",
     "VerifierConfig",
     "WarmStartConfig",
@@ -128,6 +131,8 @@ class RunConfig(Section):
     verifiers: dict[str, VerifierConfig] = Field(default_factory=dict)
     """By a name of yours, what scores instead: each has a `kind`, its `params`, a `weight` or `weights` over time, and
     may be a `gate`. Gates are asked first, in the order of their names."""
+    tools: dict[str, ToolConfig] = Field(default_factory=dict)
+    """By a name of yours, what the policy may call in the middle of an episode: each has a `kind`."""
     loss: str | None = None
     """A loss of your own in the algorithm's stead: `(logprobs, sampled_logprobs, advantages, mask)` to a loss per
     token."""
@@ -171,6 +176,8 @@ class RunConfig(Section):
     """From scores to a reward."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are sampled."""
+    episode: EpisodeConfig = EpisodeConfig()
+    """Episodes with tools."""
     generators: GeneratorsConfig = GeneratorsConfig()
     """The generating mesh."""
     trainer: TrainerConfig = TrainerConfig()
@@ -226,6 +233,7 @@ class RunConfig(Section):
                 for name, each in self.verifiers.items()
                 if each.kind == "function"
             },
+            **{f"tools.{name}.reference": each.reference for name, each in self.tools.items()},
         }
         return {field: reference for field, reference in named.items() if reference is not None}
 
@@ -302,6 +310,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"reward {self.reward!r} and verifiers exclude each other: name the function as a verifier of kind "
                 "function"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_fitting_tools(self) -> RunConfig:
+        check_tools(self.tools)
+        if self.tools and self.generate_episode is not None:
+            raise ValueError(
+                f"generate_episode {self.generate_episode!r} and tools exclude each other: call "
+                "forge_core.tools.tool_episode in the function, or leave one of them out"
             )
         return self
 

@@ -1,6 +1,7 @@
 """One episode from a prompt, and the seeds of samples."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +34,14 @@ class Shouting:
     def decode(self, token_ids: list[int]) -> str:
         return "".join(chr(token) for token in token_ids if token > 3)
 
-    async def sample(self, token_ids: list[int], *, seed: int) -> Sample:
+    async def sample(
+        self,
+        token_ids: list[int],
+        *,
+        seed: int,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> Sample:
         self.asked.append((token_ids, seed))
         answer = [*(code - 32 for code in token_ids[1:4]), 1]
         return Sample(
