@@ -6,7 +6,9 @@ compute their share of the model (`forge_core.actors.tensor_parallel`).
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,12 +186,8 @@ class Generator(Actor):
             started = time.monotonic()
             for drawn in fitting:
                 if drawn.group_id not in self._in_flight:
-                    samples = range(request.num_samples)
-                    tasks = [
-                        self._engine.start(self._episode(drawn, "train", sample))
-                        for sample in samples
-                    ]
-                    self._in_flight.begin(drawn, tasks)
+                    start = functools.partial(self._start, drawn, request.num_samples)
+                    self._in_flight.begin(drawn, start)
             finished = await self._in_flight.advance(
                 part_groups=request.part_groups,
                 budget_seconds=request.budget_seconds,
@@ -218,6 +216,12 @@ class Generator(Actor):
             seconds=seconds,
             intervals=tuple(self._timeline.drain()),
         )
+
+    def _start(self, drawn: DrawnPrompt, num_samples: int) -> list[asyncio.Task[Episode]]:
+        return [
+            self._engine.start(self._episode(drawn, "train", sample))
+            for sample in range(num_samples)
+        ]
 
     @endpoint
     async def sleep(self) -> TurnReply:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from forge_core.actors.messages import DrawnPrompt
@@ -17,17 +17,30 @@ if TYPE_CHECKING:
 class OpenGroup:
     """One group under way: a task per sample."""
 
-    def __init__(self, drawn: DrawnPrompt, tasks: Sequence[asyncio.Task[Episode]]) -> None:
+    def __init__(
+        self, drawn: DrawnPrompt, start: Callable[[], Sequence[asyncio.Task[Episode]]]
+    ) -> None:
         self.drawn = drawn
-        self._tasks = tasks
-        self._left = len(tasks)
+        self._start = start
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tasks = self._start()
+        self._left = len(self._tasks)
         self._started_at = time.monotonic()
         self.finished_at: float | None = None
         """On the monotonic clock; None while a sample is under way."""
         self.failure: BaseException | None = None
         """What the first sample that failed raised."""
-        for task in tasks:
+        for task in self._tasks:
             task.add_done_callback(self._note)
+
+    async def begin_again(self) -> None:
+        """Give up what its samples came to, and begin anew with the same seeds."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._begin()
 
     def _note(self, task: asyncio.Task[Episode]) -> None:
         self._left -= 1
@@ -61,9 +74,11 @@ class InFlight:
     def __contains__(self, group_id: str) -> bool:
         return group_id in self._groups
 
-    def begin(self, drawn: DrawnPrompt, tasks: Sequence[asyncio.Task[Episode]]) -> None:
-        """Take a group's tasks in; they get on whenever the engine is driven."""
-        self._groups[drawn.group_id] = OpenGroup(drawn, tasks)
+    def begin(
+        self, drawn: DrawnPrompt, start: Callable[[], Sequence[asyncio.Task[Episode]]]
+    ) -> None:
+        """Take a group in, whose tasks `start` starts; they get on whenever the engine is driven."""
+        self._groups[drawn.group_id] = OpenGroup(drawn, start)
 
     async def advance(
         self, *, part_groups: int, budget_seconds: float, hold_seconds: float
@@ -72,8 +87,11 @@ class InFlight:
 
         Returns when `part_groups` are finished or nothing is under way any more, and after `budget_seconds` in any
         case: then with nothing, unless the oldest finished group has waited for `hold_seconds`. What is returned stays
-        until `forget`. Raises what a sample raised.
+        until `forget`. Raises what a sample raised; asked again, it begins that sample's group again.
         """
+        for group in self._groups.values():
+            if group.failure is not None:
+                await group.begin_again()
         deadline = time.monotonic() + budget_seconds
 
         def is_due() -> bool:

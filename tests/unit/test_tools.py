@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from forge_core.actors.episodes import episode_maker
+from forge_core.actors.in_flight import InFlight
 from forge_core.actors.messages import DrawnPrompt
 from forge_core.actors.rows import group_rows
 from forge_core.algorithms import warm_start
@@ -344,6 +345,44 @@ def test_an_environments_own_tools_and_episodes_are_used(tmp_path: Path) -> None
     episode = asyncio.run(_made(_own(tmp_path, "WithBoth"), policy, prompt))
     assert len(episode.turns) == 1
     assert policy.decode(episode.prompt_token_ids) == prompt.text + "!"
+
+
+def test_without_tools_an_episode_is_one_turn() -> None:
+    episode = asyncio.run(_made(RunConfig(), Scripted("[1+1]"), _sums().train_prompt(0)))
+    assert episode.response == "[1+1]" and len(episode.turns) == 1
+
+
+class Driver:
+    """An engine as far as groups under way need one."""
+
+    async def drive(self, is_over: Callable[[], bool]) -> None:
+        while True:
+            await asyncio.sleep(0)
+            if is_over():
+                return
+
+
+def test_a_group_whose_tool_the_machine_failed_is_begun_again_when_it_is_asked_for_again() -> None:
+    refusals = [True, False]
+
+    async def sample(place: int) -> Episode:
+        if place == 1 and refusals.pop(0):
+            raise SandboxRefused("no room")
+        return await tool_episode(
+            Scripted("[1+1]", "2"), "?", seed=place, toolbox=Toolbox(tools=(_tool(),))
+        )
+
+    async def run() -> list[Episode]:
+        in_flight = InFlight(cast(Any, Driver()))
+        drawn = DrawnPrompt(draw=0, group_id="g", prompt=_sums().train_prompt(0))
+        in_flight.begin(drawn, lambda: [asyncio.ensure_future(sample(place)) for place in range(3)])
+        with pytest.raises(SandboxRefused):
+            await in_flight.advance(part_groups=1, budget_seconds=9, hold_seconds=9)
+        (group,) = await in_flight.advance(part_groups=1, budget_seconds=9, hold_seconds=9)
+        return group.episodes
+
+    episodes = asyncio.run(run())
+    assert not refusals and [episode.seed for episode in episodes] == [0, 1, 2]
 
 
 async def _made(config: RunConfig, policy: Scripted, prompt: Any) -> Episode:
