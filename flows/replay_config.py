@@ -147,7 +147,6 @@ def _base(store: ObjectStore, sources: Sequence[Source], parent: str, step: int)
         "groups_per_step": max(source.config.groups_per_step for source in sources),
         "reward": None,
         "generate_episode": None,
-        "tools": {},
         "train_rounds": False,
         "collect": None,
         "evaluate_only": False,
