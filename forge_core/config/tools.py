@@ -52,7 +52,7 @@ class EpisodeConfig(Section):
 
     max_turns: int = Field(4, ge=1)
     """Most turns of the policy; the call at the end of the last one is not answered."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_response_tokens: int | None = Field(None, ge=1)
     """Longest response of all turns and results together, in tokens; none: what the context has room for. One turn has
     at most `sampling.max_tokens`."""
     max_result_tokens: int = Field(256, ge=1)

@@ -32,7 +32,11 @@ async def tool_episode(policy: Policy, prompt_text: str, *, seed: int, toolbox: 
     budget = toolbox.episode
     transcript = Transcript(policy, prompt_text, seed=seed)
     for turn in range(budget.max_turns):
-        left = None if budget.max_tokens is None else budget.max_tokens - transcript.num_tokens
+        left = (
+            None
+            if budget.max_response_tokens is None
+            else budget.max_response_tokens - transcript.num_tokens
+        )
         text = await transcript.policy_writes(stop=toolbox.stops, max_tokens=left)
         if transcript.stopped_at is None:
             break
@@ -42,8 +46,8 @@ async def tool_episode(policy: Policy, prompt_text: str, *, seed: int, toolbox: 
         role, result = await _result(toolbox, text, transcript.stopped_at, prompt_text)
         tokens = _cut(policy, toolbox, result)
         if (
-            budget.max_tokens is not None
-            and transcript.num_tokens + len(tokens) >= budget.max_tokens
+            budget.max_response_tokens is not None
+            and transcript.num_tokens + len(tokens) >= budget.max_response_tokens
         ):
             transcript.truncate()
             break

@@ -73,7 +73,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
     for key in re.findall(r"--set '?([a-z_.]+)=", code):
         assert (
             key in keys
-            or key.startswith(("environment.params.", "verifiers."))
+            or key.startswith(("environment.params.", "tools.", "verifiers."))
             or key == "dotted.key"
         )
 

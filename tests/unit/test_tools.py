@@ -170,7 +170,7 @@ def test_a_token_budget_bounds_policy_and_results_together(
     most: int, roles: list[str] | None
 ) -> None:
     """2: it ends in the call; 9: the result leaves no room; 14: it ends in the answer."""
-    episode = _episode(Scripted("[1+1]", "it is two, I say"), max_tokens=most)
+    episode = _episode(Scripted("[1+1]", "it is two, I say"), max_response_tokens=most)
     assert len(episode.response_token_ids) <= most
     assert episode.finish_reason == "length"
     assert [turn.role for turn in episode.turns] == (roles or ["policy", "calc", "policy"])
