@@ -63,7 +63,14 @@ def load_environment(config: EnvironmentConfig, seed: int) -> Environment:
 
 def _load_task(config: EnvironmentConfig, name: str, seed: int) -> Environment:
     try:
-        return load_environment(config.of_task(name), seed)
+        task = load_environment(config.of_task(name), seed)
+        for what in ("tools", "generate_episode"):
+            if hasattr(task, what):
+                raise ValueError(
+                    f"environment.name {config.of_task(name).name!r} has {what} of its own, which in a mixture count "
+                    "for no prompt: name the tools in the config, or take the class by itself"
+                )
+        return task
     except ValueError as error:
         told = str(error).replace("environment.", f"environment.tasks.{name}.", 1)
         raise ValueError(told) from error

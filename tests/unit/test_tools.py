@@ -18,7 +18,7 @@ from forge_core.actors.rows import group_rows
 from forge_core.algorithms import warm_start
 from forge_core.config import RunConfig
 from forge_core.config.tools import EpisodeConfig
-from forge_core.environments import Environment
+from forge_core.environments import Environment, load_environment
 from forge_core.model import build_tokenizer
 from forge_core.rollout import Episode, EpisodeError, Sample
 from forge_core.sandbox import SandboxRefused
@@ -387,6 +387,14 @@ def test_a_group_whose_tool_the_machine_failed_is_begun_again_when_it_is_asked_f
 
 async def _made(config: RunConfig, policy: Scripted, prompt: Any) -> Episode:
     return await episode_maker(config)(policy, prompt, seed=1)
+
+
+def test_tools_of_a_task_in_a_mixture_are_refused(tmp_path: Path) -> None:
+    given = _own(tmp_path, "WithTools").environment.name
+    tasks = {"shop": {"name": given}, "digits": {"name": "chain_sum"}}
+    config = RunConfig.model_validate({"environment": {"name": "mixture", "tasks": tasks}})
+    with pytest.raises(ValueError, match=r"environment\.tasks\.shop\.name .* has tools of its own"):
+        load_environment(config.environment, 0)
 
 
 def test_what_is_no_tool_and_no_episode_function_is_refused(tmp_path: Path) -> None:
