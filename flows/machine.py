@@ -34,16 +34,8 @@ def server(
     elif not _is_free(port):
         refuse(f"--port {port} is in use on 127.0.0.1: choose another, or leave it out")
     url = f"http://127.0.0.1:{port}"
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(Path(".prefect").absolute())),
-        # The pages ask port 4200 unless they are told better.
-        "PREFECT_UI_API_URL": f"{url}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    # A server that took itself for a client of another would not start.
-    environment.pop("PREFECT_API_URL", None)
+    home = Path(os.environ.get("PREFECT_HOME", ".prefect")).absolute()
+    environment = server_environment(home, f"{url}/api")
     if json_output:
         print_json({"url": url, "api_url": f"{url}/api", "pid": os.getpid()})
     else:
@@ -59,6 +51,31 @@ def server(
     os.execve(
         sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), *level], environment
     )
+
+
+def server_environment(home: Path, api_url: str) -> dict[str, str]:
+    """The environment of Prefect's server: what it must keep over a restart, and what it prunes.
+
+    Args:
+        home: folder of its database.
+        api_url: its address.
+    """
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        # They do not follow PREFECT_HOME.
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "results"),
+        # The pages ask port 4200 unless they are told better.
+        "PREFECT_UI_API_URL": api_url,
+        # In the process's memory, as by default, leases go with it, and the runs that hold them are cancelled.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    # A server that took itself for a client of another would not start.
+    environment.pop("PREFECT_API_URL", None)
+    return environment
 
 
 def _free_port() -> int:
