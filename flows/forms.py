@@ -36,7 +36,9 @@ class TrainingForm(Form):
     """What is trained, as far as it differs from a preset."""
 
     preset: Preset = Field("tiny", description="Config that all other fields lie over.")
-    regime: Regime = Field("sync", description="How generation and training are composed.")
+    regime: Regime | None = Field(
+        None, description="How generation and training are composed; empty: the preset's."
+    )
     steps: int | None = Field(None, ge=1, description="Training steps; empty: the preset's.")
     groups_per_step: int | None = Field(
         None, ge=1, description="Prompts of a step; empty: the preset's."
