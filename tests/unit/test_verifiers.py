@@ -6,6 +6,7 @@ import json
 import random
 import string
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from forge_core.actors.verifier import Verifier as Actor
 from forge_core.config import RunConfig
 from forge_core.environments.base import Prompt
 from forge_core.rewards import RewardError
+from forge_core.sandbox import SandboxRefused
 from forge_core.verifiers import Panel, Response, Scored, make_panel
+from storage import layout
 from storage.episodes import SCHEMA
 from storage.objects import LocalStore
 from storage.parts import read_committed, read_part, write_part
@@ -502,3 +505,44 @@ def test_held_out_answers_can_get_the_environments_own_score(tmp_path: Path) -> 
     assert wrong < 0.1 and right == 1.0
     (score,) = read_part(store, of_evaluation.part)["scores"].to_pylist()[1]
     assert score == {"name": "chain_sum", "value": 1.0}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["launcher", "init"])
+def test_a_sandbox_killed_in_mid_call_leaves_nothing_stored_and_the_next_call_all(
+    tmp_path: Path, which: int
+) -> None:
+    """Its part is no commit, and no program of it is wrong; the stage tries it again."""
+    store = LocalStore(tmp_path)
+    text = "import time\ntime.sleep(%d)\ndef twice(n): return 2 * n"
+    rows = [
+        made_episodes.episode(
+            0,
+            sample,
+            answer="assert twice(4) == 8",
+            response=text % seconds,
+            metadata='{"index": 3}',
+        )
+        for sample, seconds in enumerate((0, 60))
+    ]
+    part = write_part(store, "part", pa.Table.from_pylist(rows, SCHEMA))
+    actor = Actor(RunConfig.model_validate({"verifiers": {"it": {"kind": "code"}}}), store.uri, 0.0)
+    request = ScoreRequest(run_id="run", part=part, commit="c")
+
+    def kill() -> None:
+        # Once the slow one is there: launcher, init and program, and nothing of the quick one before it.
+        seen: list[psutil.Process] = []
+        while len(seen) < 3 or time.time() - seen[-1].create_time() < 1.0:
+            time.sleep(0.05)
+            seen = psutil.Process().children(recursive=True)
+        seen[which].kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    with pytest.raises(SandboxRefused):
+        actor._score_part(request)
+    killing.join()
+    assert not store.exists(layout.commit_key("run", "c"))
+    rows[1]["response"] = text % 0
+    part = write_part(store, "again", pa.Table.from_pylist(rows, SCHEMA))
+    actor._score_part(ScoreRequest(run_id="run", part=part, commit="c"))
+    assert read_committed(store, "run")["reward"].to_pylist() == [1.0, 1.0]
