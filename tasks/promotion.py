@@ -137,8 +137,19 @@ async def _plan(
         config=config.model_dump(mode="json"),
         promotion=promotion.model_dump(mode="json"),
     )
-    kept = await asyncio.to_thread(promotions.keep_plan, open_store(store), plan)
-    return planned(kept)
+    opened = open_store(store)
+
+    def keep() -> ExperimentPlan:
+        try:
+            return promotions.keep_plan(opened, plan)
+        except ValueError:
+            # An older version of this code may have begun it, with fewer keys.
+            kept = promotions.read_plan(opened, experiment_id)
+            if kept is None or planned(kept) != (config, promotion):
+                raise
+            return kept
+
+    return planned(await asyncio.to_thread(keep))
 
 
 def planned(plan: ExperimentPlan) -> tuple[RunConfig, PromotionConfig]:

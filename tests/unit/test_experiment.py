@@ -1,5 +1,6 @@
 """An experiment's decision: when a checkpoint is promoted, once, and what is refused."""
 
+import asyncio
 import json
 import os
 import random
@@ -33,7 +34,7 @@ from storage.promotions import (
     keep_plan,
     read_decisions,
 )
-from tasks.promotion import against_config, decide, standing_of
+from tasks.promotion import against_config, decide, plan_experiment, standing_of
 
 CRITERIA = PromotionConfig(resamples=1000)
 
@@ -269,6 +270,22 @@ def test_an_experiment_goes_on_with_what_it_was_begun_with(store: LocalStore) ->
     assert keep_plan(store, plan) == keep_plan(store, plan) == plan
     with pytest.raises(ValueError, match=r"'e' was begun with another promotion \(line differ\)"):
         keep_plan(store, plan.model_copy(update={"promotion": {"line": "b"}}))
+
+
+def test_one_that_older_code_began_goes_on_although_there_are_more_keys_now(
+    store: LocalStore,
+) -> None:
+    config = load_config(preset="tiny", file=None, overrides=[])
+    plan = ExperimentPlan(
+        experiment_id="e",
+        config=config.model_dump(mode="json", exclude={"sinks"}),
+        promotion=PromotionConfig().model_dump(mode="json", exclude={"resamples"}),
+    )
+    keep_plan(store, plan)
+    begun = plan_experiment.fn(store.uri, "e", config, PromotionConfig())
+    assert asyncio.run(begun) == (config, PromotionConfig())
+    with pytest.raises(ValueError, match="was begun with another"):
+        asyncio.run(plan_experiment.fn(store.uri, "e", config, PromotionConfig(min_gain=0.5)))
 
 
 def test_the_commands_tell_and_refuse(store: LocalStore) -> None:
