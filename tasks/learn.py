@@ -261,7 +261,11 @@ def _parity(policy_version: int, put: PublishReply, loaded: list[LoadReply]) -> 
 
 
 def check_parity(run: ActiveRun, published: facts.Published) -> None:
-    """Raise BoundExceeded if the probe's logprobs are too far apart, or too certain to show it."""
+    """Raise BoundExceeded if the probe's logprobs are too far apart.
+
+    A policy that has become too certain for the probe to show much is warned of, once: it may have learned all there is
+    to learn, and the digest has shown that its weights arrived.
+    """
     bound, parity, policy_version = run.config.parity, published.parity, published.policy_version
     assert parity is not None
     if not (parity.mean <= bound.max_mean and parity.max <= bound.max_max):
@@ -269,8 +273,16 @@ def check_parity(run: ActiveRun, published: facts.Published) -> None:
             f"version {policy_version}: trainer and generator differ on the probe by {parity.mean:.3g} (mean) and "
             f"{parity.max:.3g} (max) nats, above parity.max_mean {bound.max_mean:g} or max_max {bound.max_max:g}"
         )
-    if not parity.entropy >= bound.min_entropy:
-        raise BoundExceeded(
-            f"version {policy_version}: the probe's mean entropy is {parity.entropy:.3g} nats, below "
-            f"parity.min_entropy {bound.min_entropy:g}: too certain to show a difference"
-        )
+    if parity.entropy < bound.min_entropy and not _was_certain(run, policy_version):
+        logger.warning(
+            "run %s: version %d: the probe's mean entropy is %.3g nats, below parity.min_entropy %g: too certain to "
+            "show much of a difference between trainer and generator",
+            run.run_id, policy_version, parity.entropy, bound.min_entropy,
+        )  # fmt: skip
+
+
+def _was_certain(run: ActiveRun, policy_version: int) -> bool:
+    """Whether the version before was too certain already."""
+    before = [each for each in run.ledger.published[-2:] if each.policy_version < policy_version]
+    parity = before[-1].parity if before else None
+    return parity is not None and parity.entropy < run.config.parity.min_entropy

@@ -95,4 +95,5 @@ class ParityConfig(Section):
     probe_tokens: int = Field(256, ge=256)
     """Least number of tokens in the probe batch."""
     min_entropy: float = Field(0.1, gt=0.0)
-    """Least mean entropy of the probe, in nats: a probe without doubt shows nothing."""
+    """Mean entropy of the probe, in nats, below which a warning says that it shows little: a probe without doubt shows
+    nothing."""

@@ -26,7 +26,7 @@ from storage.log import RunLog, read_entries, read_incarnations
 from storage.objects import LocalStore
 from storage.records import Controller
 from tasks import run as run_module
-from tasks.learn import BoundExceeded, publish, train
+from tasks.learn import BoundExceeded, check_parity, publish, train
 from tasks.references import StepBatch
 from tasks.run import ActiveRun
 
@@ -132,7 +132,6 @@ def test_agreement_is_published(tmp_path: Path) -> None:
         (PUT, shifted(0.02, 1), "0.0005 .* 0.02 "),
         (PUT, shifted(-0.0015, NUM_TOKENS), "0.0015 .* 0.0015 "),
         (PUT, shifted(float("nan"), 1), "not finite"),
-        (dataclasses.replace(PUT, probe_entropy=0.09), LOADED, "too certain"),
         (
             dataclasses.replace(PUT, manifest=dataclasses.replace(MANIFEST, policy_version=0)),
             LOADED,
@@ -148,6 +147,17 @@ def test_a_publish_beyond_a_bound_stops_the_run(
     with holding(tmp_path, {"publish": put}, *generators):
         with pytest.raises(BoundExceeded, match=words):
             bare(publish)(1)
+
+
+def test_a_policy_that_is_certain_is_warned_of_once_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certain = dataclasses.replace(PUT, probe_entropy=0.09)
+    with holding(tmp_path, {"publish": certain}, {"load_version": LOADED}) as run:
+        bare(publish)(1)
+        (published,) = run.ledger.published
+        check_parity(run, published.model_copy(update={"policy_version": 2}))
+    assert sum("too certain" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("gap", [0.02, float("nan"), float("inf")])
