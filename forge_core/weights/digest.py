@@ -9,7 +9,9 @@ They tell other weights and damaged bytes, not a forger's: the files of a checkp
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import xxhash
@@ -25,13 +27,17 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def checksum(tensor: torch.Tensor) -> str:
     """XXH3-128 over the bytes of a CPU tensor, 32 hexadecimal digits."""
-    flat = as_bytes(tensor)
     total = xxhash.xxh3_128()
+    _update(total, tensor)
+    return total.hexdigest()
+
+
+def _update(total: Any, tensor: torch.Tensor) -> None:
+    flat = as_bytes(tensor)
     if flat.numel():
         # Its memory itself: a copy would cost more than the sum. Not by way of numpy either, after which a storage
         # cannot be resized any more, which is how a colocated trainer falls asleep.
         total.update((ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr()))
-    return total.hexdigest()
 
 
 def head(name: str, dtype: torch.dtype | str, shape: tuple[int, ...]) -> str:
@@ -53,3 +59,19 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     Of sums, one per tensor, so that it can be computed piecewise and in parallel.
     """
     return combine({head(n, t.dtype, tuple(t.shape)): checksum(t) for n, t in tensors.items()})
+
+
+def is_sha256(told: str) -> bool:
+    """Whether a digest was made as runs had it before XXH3."""
+    return not told.startswith(PREFIX)
+
+
+def sha256_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What runs had for a digest before: SHA-256, to know the weights of their checkpoints by."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        own = hashlib.sha256(head(name, tensor.dtype, tuple(tensor.shape)).encode())
+        _update(own, tensor)
+        total.update(own.digest())
+    return total.hexdigest()

@@ -29,6 +29,7 @@ from forge_core.checkpoint import Snapshot, write_checkpoint
 from forge_core.config import RunConfig, TinyModelConfig
 from forge_core.model import build_tiny_model, load_causal_lm
 from forge_core.weights import packing
+from forge_core.weights.digest import sha256_digest
 from storage import layout
 from storage.parts import read_file
 from storage.records import FileRef
@@ -106,6 +107,11 @@ def test_a_reference_says_what_the_weights_of_the_checkpoint_it_is_given_say(
             wanted = token_logprobs(model, batch, temperature=0.7).logprobs_BT[batch.mask_BT]
         found = [each for row in figures(past, told.file) for each in row]
         assert found == pytest.approx(wanted.tolist(), abs=1e-6)
+    # A checkpoint of a run whose log has digests of SHA-256.
+    tensors = load_causal_lm(str(model_dir)).state_dict()
+    old = dataclasses.replace(kept, weights_digest=sha256_digest(tensors))
+    again = call(reference, "estimate", ReferenceRequest(batch=request_, weights=old))
+    assert again.file == told.file
     with pytest.raises(ValueError, match="holds other weights than the log says"):
         other = dataclasses.replace(kept, weights_digest="0" * 64)
         call(reference, "estimate", ReferenceRequest(batch=request_, weights=other))

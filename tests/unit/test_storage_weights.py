@@ -75,3 +75,17 @@ def test_the_digest_of_a_run_that_was_made_with_sha256_is_still_one() -> None:
     digest = WeightsDigest(total.hexdigest(), TIED)
     digest.add("weights", save(tensors))
     assert digest.hexdigest() == total.hexdigest()
+
+
+def test_the_trainer_knows_such_a_digest_as_well() -> None:
+    from safetensors.torch import save
+
+    from forge_core.weights.digest import is_sha256, sha256_digest
+
+    tensors: dict[str, object] = _torch_tensors()
+    told = sha256_digest(tensors)  # type: ignore[arg-type]
+    assert is_sha256(told) and not is_sha256(made_episodes.weights_digest(3))
+    digest = WeightsDigest(told, tied={"lm_head.weight": "embed.weight"})
+    rest = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    digest.add("one", save(rest))  # type: ignore[arg-type]
+    assert digest.hexdigest() == told
