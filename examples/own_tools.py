@@ -8,13 +8,13 @@
             1786;      the calculator answers          masked out
             1786       the policy's answer             masked in
 
-The warm start shows the form, with a call before half of the answers, whatever the task; when it pays is learned from
+The warm start shows the form, with a call before half of the answers, by chance: were it always the same for a
+question, the model would know it by heart, and a group's samples would all call or none. When it pays is learned from
 rewards, for a call costs a part of one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import operator
 import random
@@ -40,7 +40,7 @@ class Sums:
         easy = ordinal % 2 == 0
         while is_held_out(text := _text(draws, easy=easy), self._test_fraction):
             pass
-        return self._prompt(text, ordinal)
+        return self._prompt(text, ordinal, calls=draws.random() < 0.5)
 
     def test_prompts(self, num_prompts: int) -> list[Prompt]:
         """Those held out, both kinds in turns as far as there are sums; the same whatever the seed."""
@@ -49,7 +49,10 @@ class Sums:
         random.Random(0).shuffle(products)
         kinds = [[t for t in texts if self._is_test(t)] for texts in (sums, products)]
         texts = [t for pair in itertools.zip_longest(*kinds) for t in pair if t is not None]
-        return [self._prompt(text, index) for index, text in enumerate(texts[:num_prompts])]
+        return [
+            self._prompt(text, index, calls=index % 4 < 2)
+            for index, text in enumerate(texts[:num_prompts])
+        ]
 
     def score(self, prompt: Prompt, response: str) -> float:
         """1 for the right number and nothing else. `response` is what was written after the last result."""
@@ -58,9 +61,8 @@ class Sums:
     def _is_test(self, text: str) -> bool:
         return is_held_out(text, self._test_fraction)
 
-    def _prompt(self, text: str, index: int) -> Prompt:
+    def _prompt(self, text: str, index: int, *, calls: bool) -> Prompt:
         answer = _value(text)
-        calls = hashlib.sha256(text.encode()).digest()[0] % 2 == 0
         return Prompt(
             prompt_id=prompt_id(self.name, text, answer),
             text=text,
