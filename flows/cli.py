@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import machine, maintenance, replay_commands, reports, round_commands
+from flows import maintenance, replay_commands, reports, round_commands
 from flows.deploy_command import deploy
 from flows.doctor import doctor
 from flows.evaluate_command import evaluate
@@ -26,6 +26,7 @@ from flows.html_report.command import report
 from flows.plan import print_plan
 from flows.preflight import check_input, check_machine, dry_run_plan
 from flows.resume import fork_config, resume
+from flows.server_command import server
 from flows.terminal import (
     DEFAULT_STORE,
     FAILED,
@@ -148,7 +149,7 @@ app.command()(reports.episodes)
 app.command()(maintenance.gc)
 app.command()(report)
 app.command()(deploy)
-app.command()(machine.server)
+app.command()(server)
 app.command()(doctor)
 
 

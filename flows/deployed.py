@@ -6,6 +6,7 @@ docstrings.
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -30,6 +31,7 @@ from flows.run_flow import run_name
 from flows.s3_block import use_s3_block
 from forge_core.config import RunConfig
 from forge_core.config.promotion import PromotionConfig
+from forge_core.guardian import die_with_parent
 from forge_core.rounds import NotYet, claim_round
 from forge_core.settings import stored_config
 from storage import layout
@@ -219,6 +221,7 @@ async def rescore(
         verifier: environment, a task, ensemble:NAME@VERSION, or path/file.py:name of a function or class of your own.
         store: Where runs are kept: a folder or s3://BUCKET/PREFIX.
     """
+    _die_with_worker()
     await rescoring.rescore_run.fn(store, run_id, name, verifier)
 
 
@@ -243,9 +246,16 @@ async def fit_verifiers(
         class_balance: Share of right samples, within 0 and 1. Empty: estimated.
         store: Where runs are kept: a folder or s3://BUCKET/PREFIX.
     """
+    _die_with_worker()
     await fitting.fit_run_verifiers.fn(
         store, run_id, scores, name, labels, labelled_prompts, class_balance
     )
+
+
+def _die_with_worker() -> None:
+    """Have the kernel end this process when the worker dies that started it: nobody could cancel it any more."""
+    if os.environ.get("PREFECT__FLOW_RUN_ID"):
+        die_with_parent()
 
 
 def _check(config: RunConfig, store_uri: str) -> None:
@@ -266,6 +276,8 @@ async def _config(
 
     Raises ValueError, which ends the flow run with a sentence before anything is started.
     """
+
+    _die_with_worker()
 
     def find() -> RunConfig:
         # Whoever serves the flow has no command line before it.

@@ -54,7 +54,10 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
     }
     process = subprocess.Popen(
-        command("server", "--json"), stdout=subprocess.PIPE, text=True, env=environment
+        command("server", "--no-worker", "--json"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stdout is not None
     document = ""

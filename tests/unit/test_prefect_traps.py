@@ -26,7 +26,7 @@ import tasks
 from flows.deploy_command import FOLDER, read_files
 from flows.deploy_plan import Plan, make_plans
 from flows.ephemeral import surroundings
-from flows.machine import server_environment
+from flows.serving import Serving, server_environment
 
 ROOT = Path(flows.__file__).parent.parent
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -131,7 +131,7 @@ def test_trap_7_flows_with_retries_crash_under_a_limit_so_none_has_any(plans: li
 def test_trap_8_leases_survive_a_restart_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = server_environment(tmp_path, "http://127.0.0.1:1/api")
+    environment = server_environment(tmp_path, "http://127.0.0.1:1/api", keep_days=90)
     for name, value in environment.items():
         if name.startswith("PREFECT_"):
             monkeypatch.setenv(name, value)
@@ -144,7 +144,8 @@ def test_trap_8_leases_survive_a_restart_of_the_server(
 
 
 def test_trap_9_results_do_not_follow_prefects_home_so_they_are_told_where(tmp_path: Path) -> None:
-    results = server_environment(tmp_path, "")["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
+    held = Serving(state=tmp_path, url="http://127.0.0.1:1")
+    results = held.client_environment()["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
     assert Path(results).parent == tmp_path
     with surroundings() as workdir:
         assert os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"].startswith(str(workdir))
